@@ -1,0 +1,430 @@
+"""The implicit step of one layer, and the ways to differentiate it.
+
+The theta method with step size gamma, for the input x and the output y of a layer F,
+
+    y = x + gamma [ (1 - theta) f(x) + theta f(y) ],    f(h) = F(h) - e h,
+
+is c y = b + s F(y) with b = x + gamma (1 - theta) f(x), s = gamma theta and c = 1 + e s (see solvers_imbert.py). By the
+implicit function theorem a cotangent v of y reaches b as w / c, and F's parameters through (s / c) w, where
+
+    (I - (s / c) dF/dy)^T w = v.
+
+This file travels with every checkpoint: it imports torch, the standard library and its sister solvers_imbert.py alone.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .solvers_imbert import Evaluation, FixedPoint, Relation, Solution, Solver, solve
+
+
+# e of f(h) = F(h) - e h
+CARRY = {"increment": 1.0, "layer": 0.0}
+INITIAL_GUESSES = ("explicit", "previous")
+
+
+class FixedMap:
+    """F as one fixed function: every evaluation, in forward and in backward, is the first one again.
+
+    Each replays the random state of the first, so that all draw the same dropout masks, and leaves the state as it found
+    it; the first leaves what a plain call of the layer would leave. Each runs under the autocast setting of the first.
+
+    Args:
+        layer: h -> F(h) of the same shape. Where it has an attribute `training` that is false, nothing is replayed.
+        x: a tensor on the layer's device.
+    """
+
+    def __init__(self, layer: Callable[[Tensor], Tensor], x: Tensor):
+        self.layer = layer
+        self.random = getattr(layer, "training", True)
+        self.device = x.device
+        self.state: tuple | None = None
+        self.grad = torch.is_grad_enabled()
+        self.autocast = None
+        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+            self.autocast = torch.get_autocast_dtype(x.device.type)
+
+    def __call__(self, y: Tensor) -> Tensor:
+        with self._autocast():
+            if not self.random:
+                return self.layer(y)
+            if self.state is None:
+                self.state = self._get_state()
+                return self.layer(y)
+            outer = self._get_state()
+            self._set_state(self.state)
+            try:
+                return self.layer(y)
+            finally:
+                self._set_state(outer)
+
+    def _autocast(self):
+        # A weight cast under no_grad must not stay in autocast's cache: a tracked evaluation would find it there, without
+        # its gradient.
+        if not self.grad:
+            return contextlib.nullcontext()
+        enabled = self.autocast is not None
+        if not enabled and not torch.amp.is_autocast_available(self.device.type):
+            return contextlib.nullcontext()
+        return torch.autocast(
+            self.device.type, dtype=self.autocast, enabled=enabled, cache_enabled=torch.is_grad_enabled()
+        )
+
+    def _get_state(self) -> tuple:
+        cpu = torch.get_rng_state()
+        if self.device.type == "cpu":
+            return (cpu,)
+        return cpu, torch.get_device_module(self.device).get_rng_state(self.device)
+
+    def _set_state(self, state: tuple) -> None:
+        torch.set_rng_state(state[0])
+        if len(state) > 1:
+            torch.get_device_module(self.device).set_rng_state(state[1], self.device)
+
+
+def _saved_tensor_hooks_active() -> bool:
+    """Whether saved tensors are being intercepted, as non-reentrant checkpointing does."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("probe"):
+            return False
+    except RuntimeError:
+        return True
+
+
+def _with_pullback(F: FixedMap, y: Tensor) -> Evaluation:
+    """F(y) and u -> (dF/dy)^T u, under no_grad, inference_mode and compilation too; differentiable in grad mode."""
+    if not _saved_tensor_hooks_active():
+        Fy, pullback = torch.func.vjp(F, y)
+        return Fy, lambda u: pullback(u)[0]
+    # torch.func refuses such hooks. This graph lives within the solve, and checkpointing must not see it: it would
+    # recompute the layer for every product.
+    direct = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+    with torch.enable_grad(), direct:
+        leaf = y.detach().requires_grad_()
+        Fy = F(leaf)
+    return Fy.detach(), lambda u: torch.autograd.grad(Fy, leaf, u)[0]
+
+
+class _Carry(torch.autograd.Function):
+    """`value`, with the gradient handed to `carrier`."""
+
+    @staticmethod
+    def forward(ctx, value, carrier):
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, v):
+        return None, v
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One solve, as the gradient modes see it."""
+
+    F: FixedMap
+    x: Tensor
+    relation: Relation
+    solver: Solver
+    guess: Tensor
+    first: Evaluation | None  # at the guess, where there is one
+    iterations: int
+    tolerance: float
+    parameters: tuple[Tensor, ...]  # what F depends on beside its input; known where the gradient mode asks for it
+
+    def evaluate(self, y: Tensor, last: bool = False) -> Evaluation:
+        return _evaluate(self.F, y, self.solver.needs_pullback)
+
+    def solve(self, evaluate: Callable[[Tensor, bool], Evaluation]) -> Solution:
+        return solve(self.relation, evaluate, self.solver, self.guess, self.first, self.iterations, self.tolerance)
+
+
+class Gradient(Protocol):
+    """What implicit_step asks of a gradient mode."""
+
+    unrolled: bool  # whether every iteration is part of the graph
+    needs_parameters: bool  # whether it asks for _Problem.parameters
+
+    def tracks_first(self, initial_guess: str, iterations: int) -> bool:
+        """Whether the evaluation F(x) has to be part of the graph even where theta = 1."""
+
+    def solve(self, problem: _Problem) -> Solution:
+        """The solution, differentiable. Called in grad mode only."""
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """Differentiates through every iteration, as the paper does. Memory grows with the iterations.
+
+    With gradient_descent this differentiates F twice, which fused attention kernels do not support.
+    """
+
+    unrolled = True
+    needs_parameters = False
+
+    def tracks_first(self, initial_guess, iterations):
+        return True
+
+    def solve(self, problem):
+        return problem.solve(problem.evaluate)
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """Implicit function theorem at the value returned: solves (I - (s / c) dF/dy)^T w = v in backward, from w = c v.
+
+    Costs one re-evaluation of F, `iterations` vector-Jacobian products and one for the parameters; memory does not grow
+    with the iterations of either solve. A second derivative through it is refused.
+
+    Args:
+        iterations: vector-Jacobian products of the adjoint solve; None: the iterations of the forward solve.
+        solver: FixedPoint or Anderson, for the adjoint solve.
+    """
+
+    iterations: int | None = None
+    solver: Solver = FixedPoint()
+    unrolled = False
+    needs_parameters = True
+
+    def tracks_first(self, initial_guess, iterations):
+        return False
+
+    def solve(self, problem):
+        with torch.no_grad():
+            solution = problem.solve(problem.evaluate)
+        iterations = problem.iterations if self.iterations is None else self.iterations
+        adjoint = partial(_adjoint, problem.F, problem.relation, problem.parameters, self.solver, iterations)
+        value = _ImplicitGradient.apply(solution.value, problem.relation.b, adjoint, *problem.parameters)
+        return replace(solution, value=value)
+
+
+def _adjoint(F, relation, parameters, solver, iterations, y, v) -> tuple[Tensor | None, ...]:
+    """Gradients of b and of the parameters from the cotangent v of the solution y."""
+    ratio = relation.s / relation.c
+    with torch.enable_grad():
+        leaf = y.detach().requires_grad_()
+        Fy = F(leaf)
+
+    def evaluate(w, last):
+        return torch.autograd.grad(Fy, leaf, w, retain_graph=True, materialize_grads=True)[0], None
+
+    transposed = Relation(v, ratio, 1.0, relation.mask)
+    w = solve(transposed, evaluate, solver, relation.c * v, None, iterations, tolerance=0.0).value
+    grads = torch.autograd.grad(Fy, parameters, ratio * w, retain_graph=True, allow_unused=True) if parameters else ()
+    return w / relation.c, *grads
+
+
+class _ImplicitGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, b, adjoint, *parameters):
+        ctx.save_for_backward(value)
+        ctx.adjoint = adjoint  # holds the parameters: checkpointing would hand saved ones back as detached copies
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, v):
+        grad_b, *grads = ctx.adjoint(*ctx.saved_tensors, v)
+        return None, grad_b, None, *grads
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """Differentiates one evaluation of F, the last of the solve, in which y moves with x (dy/dx := I there).
+
+    The cheapest mode, and an approximation: a descent direction, not the gradient. With y held fixed, attention would hand
+    no gradient from one token to another.
+    """
+
+    unrolled = False
+    needs_parameters = False
+
+    def tracks_first(self, initial_guess, iterations):
+        return initial_guess == "previous" and iterations == 1
+
+    def solve(self, problem):
+        tracked = problem.first[0] if problem.first and self.tracks_first("previous", problem.iterations) else None
+
+        def evaluate(y, last):
+            nonlocal tracked
+            if not last:
+                return problem.evaluate(y)
+            with torch.enable_grad():
+                moving = _Carry.apply(y, problem.x)
+                if problem.solver.needs_pullback and _saved_tensor_hooks_active():
+                    tracked = problem.F(moving)  # one evaluation more: the graph of a product stays out of a checkpoint
+                    return problem.evaluate(y)
+                tracked, pullback = problem.evaluate(moving)
+            return tracked.detach(), pullback
+
+        with torch.no_grad():
+            solution = problem.solve(evaluate)
+        if tracked is None:
+            tracked = problem.F(_Carry.apply(solution.value, problem.x))
+        return replace(solution, value=_Carry.apply(solution.value, problem.relation.map(tracked)))
+
+
+def _evaluate(F: FixedMap, y: Tensor, pullback: bool) -> Evaluation:
+    return _with_pullback(F, y) if pullback else (F(y), None)
+
+
+def _parameters(layer: Callable, F: FixedMap, x: Tensor) -> tuple[Tensor, ...]:
+    """The tensors beside its input that F depends on and that need gradients.
+
+    A module's parameters; for any other callable the leaves that one evaluation finds in its graph.
+    """
+    if hasattr(layer, "parameters"):
+        return tuple(p for p in layer.parameters() if p.requires_grad)
+    with torch.enable_grad():
+        nodes = [F(x.detach()).grad_fn]
+    leaves, seen = [], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        nodes.extend(next_node for next_node, _ in node.next_functions)
+    return tuple(leaves)
+
+
+class _Recomputed(torch.autograd.Function):
+    """run(x), which backward runs again with a graph: checkpointing for a solve that differentiates inside itself.
+
+    Nothing is saved through autograd's hooks, so that an outer non-reentrant checkpoint has nothing to recompute: its own
+    way would run the whole solve again for every product inside it.
+    """
+
+    @staticmethod
+    def forward(ctx, run, x, *parameters):
+        ctx.run, ctx.x, ctx.parameters = run, x.detach(), parameters
+        return run(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, v):
+        with torch.enable_grad():
+            x = ctx.x.requires_grad_()
+            value = ctx.run(x)
+        grads = torch.autograd.grad(value, (x, *ctx.parameters), v, retain_graph=True, allow_unused=True)
+        return None, *grads
+
+
+def implicit_step(
+    layer: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    vector_field: str,
+    step_size: float,
+    theta: float,
+    solver: Solver,
+    gradient: Gradient,
+    initial_guess: str,
+    iterations: int,
+    tolerance: float,
+    mask: Tensor | None = None,
+) -> Solution:
+    """One step of the theta method around a layer: y = x + gamma [(1 - theta) f(x) + theta f(y)].
+
+    The one numerical entry point: IMBertLayer, the diagnostics and the benchmark call it.
+
+    Args:
+        layer: F, h -> F(h) of the same shape and dtype; a module, or any callable. Random layers (dropout) draw the same
+            masks in every evaluation; an attribute `training` that is false says that there is nothing random.
+        x: (batch, length, width), floating point.
+        vector_field: "increment", f(h) = F(h) - h, or "layer", f(h) = F(h).
+        step_size: gamma > 0.
+        theta: 0 explicit Euler to 1 implicit Euler.
+        solver: FixedPoint, Anderson or GradientDescent.
+        gradient: Unrolled, Implicit or OneStep. With 0 iterations or theta 0 nothing is solved, and the expression is
+            differentiated directly.
+        initial_guess: "explicit", y0 = x + gamma f(x), or "previous", y0 = x.
+        iterations: steps of the solver after the guess.
+        tolerance: relative residual at which an example stops; 0: all iterations and no host synchronisation.
+        mask: (batch, length), nonzero for real tokens; None: all are.
+
+    Returns:
+        Solution. F is evaluated iterations + 1 times with guess "explicit" and max(iterations, 1) times with "previous"
+        at tolerance 0; gradient_descent adds `iterations` vector-Jacobian products. An implicit gradient through a
+        callable without `parameters()` costs one evaluation more, which finds what the callable closes over.
+
+    Raises:
+        ValueError: an argument outside what is listed above.
+    """
+    _check(x, vector_field, step_size, theta, initial_guess, iterations, tolerance, mask)
+    tracked = torch.is_grad_enabled() and (
+        x.requires_grad or not hasattr(layer, "parameters") or any(p.requires_grad for p in layer.parameters())
+    )
+    with torch.set_grad_enabled(tracked):
+        F = FixedMap(layer, x)
+        mask = None if mask is None else mask.bool()
+
+        def step(x: Tensor) -> Solution:
+            carry = CARRY[vector_field]
+
+            def euler(Fx: Tensor, a: float) -> Tensor:  # x + a f(x)
+                return torch.add(x * (1 - carry * a), Fx, alpha=a)
+
+            explicit, s = step_size * (1 - theta), step_size * theta
+            solved = iterations > 0 and theta > 0
+            graph = torch.is_grad_enabled()
+            pullback = solved and solver.needs_pullback and initial_guess == "previous"
+            with torch.set_grad_enabled(
+                graph and (not solved or theta < 1 or gradient.tracks_first(initial_guess, iterations))
+            ):
+                first = _evaluate(F, x, pullback)
+            b = x if theta == 1 else euler(first[0], explicit)
+            guess = x if initial_guess == "previous" else euler(first[0], step_size)
+            relation = Relation(b, s, 1 + carry * s, mask)
+            if not solved:
+                return _explicit(F, relation, b if theta == 0 else guess, tolerance)
+            parameters = _parameters(layer, F, x) if graph and gradient.needs_parameters else ()
+            problem = _Problem(
+                F, x, relation, solver, guess, first if initial_guess == "previous" else None, iterations, tolerance, parameters
+            )
+            return gradient.solve(problem) if graph else problem.solve(problem.evaluate)
+
+        if not (tracked and gradient.unrolled and solver.needs_pullback and _saved_tensor_hooks_active()):
+            return step(x)
+        solutions = []
+
+        def run(x: Tensor) -> Tensor:
+            solutions.append(step(x))
+            return solutions[-1].value
+
+        value = _Recomputed.apply(run, x, *_parameters(layer, F, x))
+        return replace(solutions[0], value=value)
+
+
+def _explicit(F: FixedMap, relation: Relation, value: Tensor, tolerance: float) -> Solution:
+    """The Solution of a step that has nothing to solve."""
+    steps = torch.zeros(value.shape[:1], dtype=torch.int64, device=value.device)
+
+    def measure() -> Tensor:
+        return relation.relative_residual(value, F(value) if relation.s else torch.zeros_like(value))
+
+    return Solution(value, steps, relation.norm(value).isfinite(), tolerance, measure)
+
+
+def _check(x, vector_field, step_size, theta, initial_guess, iterations, tolerance, mask) -> None:
+    for name, value, ok, allowed in (
+        ("vector_field", vector_field, vector_field in CARRY, f"one of {list(CARRY)}"),
+        ("initial_guess", initial_guess, initial_guess in INITIAL_GUESSES, f"one of {list(INITIAL_GUESSES)}"),
+        ("step_size", step_size, 0 < step_size < float("inf"), "a finite number > 0"),
+        ("theta", theta, 0 <= theta <= 1, "a number from 0 to 1"),
+        ("iterations", iterations, iterations >= 0, "an integer >= 0"),
+        ("tolerance", tolerance, 0 <= tolerance < float("inf"), "a finite number >= 0"),
+    ):
+        if not ok:
+            raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+    if x.dim() < 2 or not x.is_floating_point():
+        raise ValueError(f"x must be a floating point tensor (batch, length, width), got {x.dtype} of shape {tuple(x.shape)}.")
+    if mask is not None and mask.shape != x.shape[:-1]:
+        raise ValueError(f"mask must have the shape {tuple(x.shape[:-1])} of x without its width, got {tuple(mask.shape)}.")

@@ -1,0 +1,424 @@
+"""IM-BERT: BERT whose layers take an implicit step. Drop-in: BERT's parameters, heads, arguments and outputs.
+
+A layer computes y = x + gamma [(1 - theta) f(x) + theta f(y)] by a solve inside forward (gradients_imbert.py), around
+the unchanged BertLayer as F. No parameter is added, none renamed: a BERT checkpoint loads, and loads back.
+
+This file travels with every checkpoint, and imports all that travel with it, so that older loaders copy them too.
+"""
+
+import contextlib
+import inspect
+import warnings
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.models.bert.modeling_bert import (
+    BertEmbeddings,
+    BertEncoder,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertForPreTrainingOutput,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertLayer,
+    BertModel,
+    BertOnlyMLMHead,
+    BertOnlyNSPHead,
+    BertPooler,
+    BertPreTrainedModel,
+    BertPreTrainingHeads,
+    BertSelfAttention,
+)
+
+from .configuration_imbert import IMBertConfig
+from .gradients_imbert import Implicit, OneStep, Unrolled, implicit_step
+from .solvers_imbert import Anderson, FixedPoint, GradientDescent
+
+
+SOLVERS = {
+    "gradient_descent": lambda config: GradientDescent(config.im_learning_rate),
+    "fixed_point": lambda config: FixedPoint(config.im_damping),
+    "anderson": lambda config: Anderson(config.im_damping, config.im_anderson_memory),
+}
+# The adjoint relation is linear and has no residual to descend on without forward-mode products.
+ADJOINT_SOLVERS = {**SOLVERS, "gradient_descent": lambda config: FixedPoint()}
+GRADIENTS = {
+    "unrolled": lambda config: Unrolled(),
+    "implicit": lambda config: Implicit(config.im_gradient_iterations, ADJOINT_SOLVERS[config.im_solver](config)),
+    "one_step": lambda config: OneStep(),
+}
+
+
+@dataclass
+class _Pass:
+    """What the implicit layers of one forward share: the token mask, and what they report."""
+
+    mask: Tensor | None
+    statistics: list[tuple[Tensor, Tensor]] | None = None
+    finite: list[Tensor] = field(default_factory=list)
+
+
+class IMBertSelfAttention(BertSelfAttention):
+    """BERT's, reporting its weights once a solve: transformers records what this module returns at every call."""
+
+    def forward(self, hidden_states, *args, im_weights: list | None = None, im_report: bool = False, **kwargs):
+        if im_report:
+            return None, im_weights.pop().clone()  # the copy leaves the scope of torch.func, where it may come from
+        output, weights = super().forward(hidden_states, *args, **kwargs)
+        if im_weights is None:
+            return output, weights
+        im_weights[:] = [] if weights is None else [weights]
+        return output, None
+
+
+class _LayerMap:
+    """h -> F(h), the plain BERT layer under one forward's masks and arguments; what implicit_step calls the layer."""
+
+    def __init__(self, layer: "IMBertLayer", args: tuple, kwargs: dict, math_attention: bool):
+        self.layer, self.args, self.kwargs, self.math_attention = layer, args, kwargs, math_attention
+        self.training = any(module.training for module in layer.modules())
+        self.parameters = layer.parameters
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH) if self.math_attention else contextlib.nullcontext():
+            return BertLayer.forward(self.layer, hidden_states, *self.args, **self.kwargs)
+
+
+class IMBertLayer(BertLayer):
+    """A BERT layer as F of an implicit step, where config.im_layers names it; else the plain layer."""
+
+    def __init__(self, config: IMBertConfig, layer_idx: int):
+        super().__init__(config, layer_idx=layer_idx)
+        self.config = config
+        self.layer_idx = layer_idx
+        self.attention.self = IMBertSelfAttention(config, layer_idx=layer_idx)
+
+    def forward(self, hidden_states: Tensor, *args, im_pass: _Pass | None = None, **kwargs) -> Tensor:
+        config = self.config
+        if self.layer_idx not in config.implicit_layers:
+            return super().forward(hidden_states, *args, **kwargs)
+        solver, gradient = SOLVERS[config.im_solver](config), GRADIENTS[config.im_gradient](config)
+        iterations = config.im_iterations
+        if not self.training and config.im_eval_iterations is not None:
+            iterations = config.im_eval_iterations
+        twice = solver.needs_pullback and gradient.unrolled and torch.is_grad_enabled()
+        if twice and config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"attn_implementation {config._attn_implementation!r} has no second derivative, which im_solver "
+                "'gradient_descent' with im_gradient 'unrolled' needs in training; use 'sdpa' or 'eager', or another "
+                "im_gradient."
+            )
+        im_pass = im_pass or _Pass(None)
+        weights: list[Tensor] = []
+        solution = implicit_step(
+            _LayerMap(self, args, {**kwargs, "im_weights": weights}, twice and iterations > 0 and config.im_theta > 0),
+            hidden_states,
+            vector_field=config.im_vector_field,
+            step_size=config.im_step_size,
+            theta=config.im_theta,
+            solver=solver,
+            gradient=gradient,
+            initial_guess=config.im_initial_guess,
+            iterations=iterations,
+            tolerance=config.im_tolerance,
+            mask=im_pass.mask,
+        )
+        im_pass.finite.append(solution.finite)
+        if im_pass.statistics is not None:
+            im_pass.statistics.append((solution.residual, solution.num_steps))
+        if weights:
+            self.attention.self(None, im_weights=weights, im_report=True)
+        return solution.value
+
+
+class IMBertEncoder(BertEncoder):
+    def __init__(self, config: IMBertConfig):
+        nn.Module.__init__(self)
+        self.config = config
+        self.layer = nn.ModuleList([IMBertLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)])
+
+
+class IMBertPreTrainedModel(BertPreTrainedModel):
+    config_class = IMBertConfig
+    _no_split_modules = ["BertEmbeddings", "IMBertLayer"]
+
+    def __init__(self, config: IMBertConfig, *args, **kwargs):
+        if getattr(config, "model_type", None) != "imbert":
+            raise ValueError(
+                f"{type(self).__name__} needs an IMBertConfig, got {type(config).__name__}; "
+                "IMBertConfig(**bert_config.to_dict()) or from_pretrained makes one of BERT's."
+            )
+        config.check_im_fields()
+        BertPreTrainedModel.__init__(self, config, *args, **kwargs)
+
+
+@dataclass
+class _Statistics:
+    """Fields that every output adds to BERT's.
+
+    im_residuals: per implicit layer (batch,), the relative residual ||r|| / ||y|| of the solve.
+    im_iterations_used: per implicit layer (batch,) int64, iterations of the solve.
+    Both are None unless output_im_statistics=True is passed, which costs one more evaluation of each implicit layer.
+    """
+
+    im_residuals: tuple[Tensor, ...] | None = None
+    im_iterations_used: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class IMBertModelOutput(_Statistics, BaseModelOutputWithPoolingAndCrossAttentions):
+    pass
+
+
+@dataclass
+class IMBertForPreTrainingOutput(_Statistics, BertForPreTrainingOutput):
+    pass
+
+
+@dataclass
+class IMMaskedLMOutput(_Statistics, MaskedLMOutput):
+    pass
+
+
+@dataclass
+class IMNextSentencePredictorOutput(_Statistics, NextSentencePredictorOutput):
+    pass
+
+
+@dataclass
+class IMSequenceClassifierOutput(_Statistics, SequenceClassifierOutput):
+    pass
+
+
+@dataclass
+class IMMultipleChoiceModelOutput(_Statistics, MultipleChoiceModelOutput):
+    pass
+
+
+@dataclass
+class IMTokenClassifierOutput(_Statistics, TokenClassifierOutput):
+    pass
+
+
+@dataclass
+class IMQuestionAnsweringModelOutput(_Statistics, QuestionAnsweringModelOutput):
+    pass
+
+
+def _forward_of(bert_class: type, output_class: type) -> Any:
+    """BERT's own forward, with output_im_statistics among its arguments and the statistics in its output."""
+    bert_forward = bert_class.forward
+
+    @wraps(bert_forward)
+    def forward(self, *args, output_im_statistics=None, return_dict=None, im_statistics=None, **kwargs):
+        if im_statistics is None and output_im_statistics:
+            im_statistics = []
+        outputs = bert_forward(self, *args, im_statistics=im_statistics, return_dict=True, **kwargs)
+        outputs = output_class(**outputs)
+        if im_statistics is not None:
+            outputs["im_residuals"] = tuple(residual for residual, _ in im_statistics)
+            outputs["im_iterations_used"] = tuple(steps for _, steps in im_statistics)
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return outputs if return_dict else outputs.to_tuple()
+
+    signature = inspect.signature(bert_forward)
+    parameters = list(signature.parameters.values())
+    added = inspect.Parameter("output_im_statistics", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None)
+    has_kwargs = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    parameters.insert(len(parameters) - has_kwargs, added)
+    forward.__signature__ = signature.replace(parameters=parameters)
+    return forward
+
+
+def _token_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """(batch, length), True for real tokens, from what BERT takes as attention_mask."""
+    if attention_mask is None or attention_mask.dim() == 2:
+        return attention_mask
+    if attention_mask.dim() != 4:
+        raise ValueError(
+            "attention_mask must be (batch, length), or (batch, heads or 1, length, length) as the layers take it, got "
+            f"{tuple(attention_mask.shape)}."
+        )
+    # A token is real where some query may attend to it: True in a bool mask, 0 in an additive one.
+    allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+    return allowed.any(dim=2).any(dim=1)
+
+
+class _BertModelWithPass(BertModel):
+    """BertModel that hands its layers a _Pass; a class of its own so that IMBertModel's forward can wrap it."""
+
+    @wraps(BertModel.forward)
+    def forward(self, input_ids=None, attention_mask=None, *args, im_statistics=None, **kwargs):
+        im_pass = _Pass(_token_mask(attention_mask), im_statistics)
+        outputs = super().forward(input_ids, attention_mask, *args, im_pass=im_pass, **kwargs)
+        if im_pass.finite:
+            _report_non_finite(torch.stack(im_pass.finite).all(dim=0))
+        return outputs
+
+
+_unread: dict[torch.device, tuple[int, Tensor]] = {}
+
+
+def _report_non_finite(finite: Tensor) -> None:
+    """Warns where a solve met non-finite values; (batch,) bool.
+
+    Memory of the host is read at every call. Elsewhere the flags of 64 calls are gathered first, since to read one waits for
+    the device.
+    """
+    if torch.compiler.is_compiling() or type(finite) is not Tensor:
+        return
+    if finite.device.type != "cpu":
+        calls, flag = _unread.pop(finite.device, (0, finite.all()))
+        if calls < 63:
+            _unread[finite.device] = calls + 1, flag & finite.all()
+            return
+        finite = flag.reshape(1)
+    if not all(finite.tolist()):
+        warnings.warn(
+            "An implicit layer met non-finite values; the examples concerned keep the best finite iterate, and "
+            "output_im_statistics=True shows which. Lower im_step_size or im_learning_rate, or look for NaN in the input "
+            "or the weights.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+class IMBertModel(IMBertPreTrainedModel, _BertModelWithPass):
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: IMBertConfig, add_pooling_layer: bool = True):
+        IMBertPreTrainedModel.__init__(self, config)
+        self.config = config
+        self.gradient_checkpointing = False
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = IMBertEncoder(config)
+        self.pooler = BertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    forward = _forward_of(_BertModelWithPass, IMBertModelOutput)
+
+
+class IMBertForPreTraining(IMBertPreTrainedModel, BertForPreTraining):
+    _auto_class = "AutoModelForPreTraining"
+
+    def __init__(self, config: IMBertConfig):
+        IMBertPreTrainedModel.__init__(self, config)
+        self.bert = IMBertModel(config)
+        self.cls = BertPreTrainingHeads(config)
+        self.post_init()
+
+    forward = _forward_of(BertForPreTraining, IMBertForPreTrainingOutput)
+
+
+class IMBertForMaskedLM(IMBertPreTrainedModel, BertForMaskedLM):
+    _auto_class = "AutoModelForMaskedLM"
+
+    def __init__(self, config: IMBertConfig):
+        IMBertPreTrainedModel.__init__(self, config)
+        self.bert = IMBertModel(config, add_pooling_layer=False)
+        self.cls = BertOnlyMLMHead(config)
+        self.post_init()
+
+    forward = _forward_of(BertForMaskedLM, IMMaskedLMOutput)
+
+
+class IMBertForNextSentencePrediction(IMBertPreTrainedModel, BertForNextSentencePrediction):
+    _auto_class = "AutoModelForNextSentencePrediction"
+
+    def __init__(self, config: IMBertConfig):
+        IMBertPreTrainedModel.__init__(self, config)
+        self.bert = IMBertModel(config)
+        self.cls = BertOnlyNSPHead(config)
+        self.post_init()
+
+    forward = _forward_of(BertForNextSentencePrediction, IMNextSentencePredictorOutput)
+
+
+def _classifier_dropout(config: IMBertConfig) -> nn.Dropout:
+    p = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if p is None else p)
+
+
+class IMBertForSequenceClassification(IMBertPreTrainedModel, BertForSequenceClassification):
+    _auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, config: IMBertConfig):
+        IMBertPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.config = config
+        self.bert = IMBertModel(config)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    forward = _forward_of(BertForSequenceClassification, IMSequenceClassifierOutput)
+
+
+class IMBertForMultipleChoice(IMBertPreTrainedModel, BertForMultipleChoice):
+    _auto_class = "AutoModelForMultipleChoice"
+
+    def __init__(self, config: IMBertConfig):
+        IMBertPreTrainedModel.__init__(self, config)
+        self.bert = IMBertModel(config)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    forward = _forward_of(BertForMultipleChoice, IMMultipleChoiceModelOutput)
+
+
+class IMBertForTokenClassification(IMBertPreTrainedModel, BertForTokenClassification):
+    _auto_class = "AutoModelForTokenClassification"
+
+    def __init__(self, config: IMBertConfig):
+        IMBertPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.bert = IMBertModel(config, add_pooling_layer=False)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    forward = _forward_of(BertForTokenClassification, IMTokenClassifierOutput)
+
+
+class IMBertForQuestionAnswering(IMBertPreTrainedModel, BertForQuestionAnswering):
+    _auto_class = "AutoModelForQuestionAnswering"
+
+    def __init__(self, config: IMBertConfig):
+        IMBertPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.bert = IMBertModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    forward = _forward_of(BertForQuestionAnswering, IMQuestionAnsweringModelOutput)
+
+
+__all__ = [
+    "IMBertForMaskedLM",
+    "IMBertForMultipleChoice",
+    "IMBertForNextSentencePrediction",
+    "IMBertForPreTraining",
+    "IMBertForQuestionAnswering",
+    "IMBertForSequenceClassification",
+    "IMBertForTokenClassification",
+    "IMBertModel",
+    "IMBertPreTrainedModel",
+]

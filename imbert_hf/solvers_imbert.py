@@ -1,0 +1,250 @@
+"""Solvers of the implicit relation of one layer, and the one loop that runs them.
+
+With b and s from the theta method (see gradients_imbert.py) and f(h) = F(h) - e h, where e = 1 is the "increment" and
+e = 0 the "layer" field, the relation y = b + s f(y) reads
+
+    c y = b + s F(y),    c = 1 + e s,
+
+its residual r(y) = c y - b - s F(y), and its fixed-point map g(y) = (b + s F(y)) / c, so that r = c (y - g). Everything
+below is written in b, s and c, and so serves both fields, and the linear adjoint relation of the implicit gradient too.
+
+A solver is a frozen object that supplies `init` and `step`. The loop owns counting, tolerance, the best iterate and the
+check for non-finite values, each per example and over real tokens only, so that no prediction depends on batch-mates or
+padding.
+
+This file travels with every checkpoint: it imports torch and the standard library alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+# F(y), and where a solver asks for it the map u -> (dF/dy)^T u.
+Evaluation = tuple[Tensor, Callable[[Tensor], Tensor] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """c y = b + s F(y).
+
+    Args:
+        b: (batch, length, width), the explicit part.
+        s: weight of F.
+        c: weight of y.
+        mask: (batch, length), True for real tokens; None: all are.
+    """
+
+    b: Tensor
+    s: float
+    c: float
+    mask: Tensor | None = None
+
+    def map(self, Fy: Tensor) -> Tensor:
+        """g = (b + s F(y)) / c."""
+        return torch.add(self.b, Fy, alpha=self.s).mul(1 / self.c)
+
+    def real(self, t: Tensor) -> Tensor:
+        """`t` (batch, length, width) with zeros for padded tokens."""
+        return t if self.mask is None else t.masked_fill(~self.mask[..., None], 0)
+
+    def norm(self, t: Tensor) -> Tensor:
+        """Euclidean norm per example over real tokens, (batch,), in float32 or the wider dtype of `t`."""
+        dtype = torch.promote_types(t.dtype, torch.float32)
+        return torch.linalg.vector_norm(self.real(t.detach()).flatten(1), dim=1, dtype=dtype)
+
+    def relative_residual(self, y: Tensor, Fy: Tensor) -> Tensor:
+        """||r(y)|| / ||y|| per example, (batch,); inf where it is not a number."""
+        return _ratio(self.c * self.norm(y - self.map(Fy)), self.norm(y))
+
+
+def _ratio(residual: Tensor, size: Tensor) -> Tensor:
+    # No real token at all: 0 / 0, and nothing to solve.
+    ratio = torch.where(residual == 0, residual, residual / size)
+    return torch.where(ratio.isnan(), torch.inf, ratio)
+
+
+class Solver(Protocol):
+    """What the loop asks of a solver."""
+
+    needs_pullback: bool
+
+    def init(self) -> Any:
+        """The state before the first step."""
+
+    def step(self, relation: Relation, y: Tensor, g: Tensor, pullback, state: Any) -> tuple[Tensor, Any]:
+        """The next iterate and state from y, g(y) and, where needed, u -> (dF/dy)^T u."""
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """y <- (1 - damping) y + damping g(y). One evaluation of F a step."""
+
+    damping: float = 1.0
+    needs_pullback = False
+
+    def init(self) -> None:
+        return None
+
+    def step(self, relation, y, g, pullback, state):
+        return torch.lerp(y, g, self.damping), None
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """y <- y - learning_rate (dr/dy)^T r, descent on ||r||^2 / 2, the method of the IM-BERT paper.
+
+    One evaluation of F and one vector-Jacobian product a step. The residual of padded tokens is left out: it would push
+    real ones.
+    """
+
+    learning_rate: float = 0.1
+    needs_pullback = True
+
+    def init(self) -> None:
+        return None
+
+    def step(self, relation, y, g, pullback, state):
+        r = relation.real(y - g) * relation.c
+        descent = relation.c * r - relation.s * pullback(r)
+        return y - self.learning_rate * descent, None
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """Anderson acceleration of g (type II; Walker and Ni, SIAM J. Numer. Anal. 2011).
+
+    Keeps the last `memory` differences of iterates and of d(y) = g(y) - y, and steps to the mixture whose d is smallest in
+    the least-squares sense, found per example. One evaluation of F a step.
+    """
+
+    damping: float = 1.0
+    memory: int = 3
+    needs_pullback = False
+
+    def init(self) -> list:
+        return []
+
+    def step(self, relation, y, g, pullback, state):
+        d = g - y
+        history = [*state, (y, d)][-self.memory - 1 :]
+        y_next = torch.lerp(y, g, self.damping)
+        if len(history) > 1:
+            pairs = list(zip(history, history[1:], strict=False))
+            dy = [new[0] - old[0] for old, new in pairs]
+            dd = [new[1] - old[1] for old, new in pairs]
+            D = torch.stack([relation.real(t).flatten(1) for t in dd], dim=1)  # (batch, memory, length * width)
+            D = D.to(torch.promote_types(D.dtype, torch.float32))
+            target = relation.real(d).flatten(1).to(D.dtype)
+            weights = _least_squares(D, target).to(y.dtype)  # (batch, memory)
+            for i in range(len(pairs)):
+                weight = weights[:, i].view(-1, *[1] * (y.dim() - 1))
+                y_next = y_next - weight * (dy[i] + self.damping * dd[i])
+        return y_next, history
+
+
+def _least_squares(D: Tensor, target: Tensor) -> Tensor:
+    """argmin_w ||target - w D|| per example: D (batch, m, n), target (batch, n) -> w (batch, m).
+
+    Normal equations by Gauss-Jordan elimination: batched, differentiable, without the host synchronisation of a library
+    solve. The diagonal is raised by the relative weight sqrt(eps), which bounds the growth of rounding errors when
+    differences are nearly parallel and leaves w = 0 where they vanish.
+    """
+    A = D @ D.transpose(1, 2)
+    rhs = D @ target[..., None]
+    info = torch.finfo(D.dtype)
+    diagonal = A.diagonal(dim1=1, dim2=2)
+    A = A + torch.diag_embed(diagonal * info.eps**0.5 + info.tiny)
+    M = torch.cat([A, rhs], dim=2)  # (batch, m, m + 1)
+    eye = torch.eye(D.shape[1], dtype=D.dtype, device=D.device)
+    for i in range(D.shape[1]):
+        row = M[:, i : i + 1] / M[:, i : i + 1, i : i + 1]
+        M = M - (M[:, :, i : i + 1] - eye[:, i : i + 1]) * row
+    return M[:, :, -1]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a solve returns.
+
+    value: (batch, length, width), the solution, differentiable as the gradient mode says.
+    num_steps: (batch,) int64, iterations behind `value`.
+    finite: (batch,) bool, False where an iterate was not finite and `value` is the best one before it.
+    residual: (batch,), the relative residual ||r|| / ||y|| of `value`, at least float32; inf where it is not a number.
+        Where the solve did not need it, reading it costs one evaluation of F, once.
+    converged: (batch,) bool, residual <= tolerance, or 1e-2 where the tolerance is 0.
+    """
+
+    value: Tensor
+    num_steps: Tensor
+    finite: Tensor
+    tolerance: float
+    measure: Callable[[], Tensor]
+
+    @cached_property
+    def residual(self) -> Tensor:
+        with torch.no_grad():
+            return self.measure()
+
+    @property
+    def converged(self) -> Tensor:
+        return self.residual <= (self.tolerance or 1e-2)
+
+
+def solve(
+    relation: Relation,
+    evaluate: Callable[[Tensor, bool], Evaluation],
+    solver: Solver,
+    y: Tensor,
+    first: Evaluation | None,
+    iterations: int,
+    tolerance: float,
+) -> Solution:
+    """Runs `solver` from `y` for at most `iterations` steps.
+
+    evaluate(y, last) returns F(y) and the pullback; `last` marks the evaluation that no other will follow, which only
+    tolerance 0 can tell. `first` is the evaluation at the guess, where there is one already.
+
+    Tolerance 0: F is evaluated `iterations` times, nothing is read on the host, and the last iterate is returned.
+    Tolerance > 0: an example stops at the first iterate whose relative residual is within it, or keeps the best of all
+    iterates, the last one included; the loop ends when every example has stopped.
+    In both an example with a non-finite iterate keeps its finite evaluated iterate of least residual.
+    """
+    shape = [-1] + [1] * (y.dim() - 1)
+    steps = torch.full(y.shape[:1], iterations, device=y.device)
+    size = relation.norm(y)
+    finite = size.isfinite()
+    size = torch.where(finite, size, torch.nan)
+    best, best_steps = y, torch.zeros_like(steps)
+    best_residual = torch.full_like(size, torch.inf)
+    state = solver.init()
+    for k in range(iterations + (tolerance > 0)):
+        evaluation = first if k == 0 and first is not None else evaluate(y, tolerance == 0 and k == iterations - 1)
+        Fy, pullback = evaluation
+        g = relation.map(Fy)
+        residual = _ratio(relation.c * relation.norm(y - g), size)
+        better = (residual < best_residual) & ~(best_residual <= tolerance)
+        best = torch.where(better.view(shape), y if tolerance > 0 else y.detach(), best)
+        best_steps = torch.where(better, k, best_steps)
+        best_residual = torch.where(better, residual, best_residual)
+        if k == iterations or (tolerance > 0 and bool((best_residual <= tolerance).all())):
+            break
+        y, state = solver.step(relation, y, g, pullback, state)
+        size = relation.norm(y)
+        finite = finite & size.isfinite()
+        # An example that failed stays at its best iterate: no later one can come back from there, in value or gradient.
+        y = torch.where(finite.view(shape), y, best)
+        size = torch.where(finite, size, torch.nan)  # its residual is no longer a candidate
+
+    if tolerance > 0:
+        steps = torch.where(finite & ~(best_residual <= tolerance), steps, best_steps)
+        return Solution(best, steps, finite, tolerance, lambda: best_residual)
+
+    def measure() -> Tensor:
+        return relation.relative_residual(y.detach(), evaluate(y.detach(), False)[0])
+
+    return Solution(y, torch.where(finite, steps, best_steps), finite, tolerance, measure)

@@ -1,0 +1,262 @@
+"""The solvers against exact solutions, and the one loop: counts, tolerance, best iterate, failure."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from problems import Linear, Mixing, inputs, relative_error, step
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from imbert_hf import Anderson, FixedPoint, GradientDescent, Implicit, OneStep, Unrolled
+from imbert_hf.gradients_imbert import CARRY, INITIAL_GUESSES
+from imbert_hf.solvers_imbert import _least_squares
+
+
+SOLVERS = {"fixed_point": (FixedPoint(), 150), "anderson": (Anderson(), 30), "gradient_descent": (GradientDescent(0.15), 300)}
+PLAIN = {"solver": FixedPoint(), "gradient": Implicit(), "iterations": 3}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("vector_field", CARRY)
+def test_linear_relation_is_solved_exactly(solver, vector_field):
+    layer, x = Linear(), inputs()
+    solver, iterations = SOLVERS[solver]
+    for theta, step_size, guess in itertools.product((0.0, 0.3, 0.5, 1.0), (0.5, 1.0), INITIAL_GUESSES):
+        setting = {"vector_field": vector_field, "theta": theta, "step_size": step_size}
+        solution = step(
+            layer, x, solver=solver, gradient=Implicit(), iterations=iterations, initial_guess=guess, **setting
+        )
+        torch.testing.assert_close(solution.value, layer.exact(x, **setting), rtol=1e-11, atol=1e-11)
+        assert solution.converged.all()
+        assert (solution.residual < 1e-10).all()
+
+
+@pytest.mark.parametrize("memory", [1, 3, 5])
+def test_anderson_on_a_linear_relation_is_as_good_as_its_memory(memory):
+    # With a memory as large as the dimension it solves an n-dimensional linear problem in n + 1 steps (Walker and Ni).
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(3, 3, bias=False, dtype=torch.float64)
+    layer.weight.data = torch.diag(torch.tensor([-3.0, 0.5, 0.9], dtype=torch.float64))
+    x = torch.randn(1, 1, 3, dtype=torch.float64, generator=generator)
+    solution = step(layer, x, solver=Anderson(memory=memory), gradient=Implicit(), iterations=5)
+    assert (solution.residual.item() < 1e-6) == (memory >= 3)
+
+
+def test_least_squares_matches_the_library_per_example():
+    generator = torch.Generator().manual_seed(0)
+    D = torch.randn(4, 3, 50, dtype=torch.float64, generator=generator)
+    target = torch.randn(4, 50, dtype=torch.float64, generator=generator)
+    expected = torch.linalg.lstsq(D.transpose(1, 2), target[..., None]).solution[..., 0]
+    torch.testing.assert_close(_least_squares(D, target), expected, rtol=1e-6, atol=1e-7)
+    D[1, 2] = 0  # a difference that vanished gets no weight
+    D[2, 1] = D[2, 0]  # parallel ones do not blow up
+    weights = _least_squares(D, target)
+    assert weights[1, 2] == 0
+    assert weights.isfinite().all()
+    assert weights[2].abs().max() < 1
+    torch.testing.assert_close(weights[3], expected[3], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("theta", "order"), [(0.0, 1), (0.5, 2), (1.0, 1)])
+def test_observed_order_by_halving_the_step(theta, order):
+    # y' = f(y) = A y from 0 to 1 in n steps; the error falls by 2^order when n doubles.
+    layer, x = Linear(scale=0.4), inputs(batch=1)
+    exact = x @ torch.matrix_exp(layer.weight.T - torch.eye(5, dtype=x.dtype))
+
+    def error(n):
+        y = x
+        for _ in range(n):
+            y = step(layer, y, step_size=1 / n, theta=theta, solver=Anderson(), gradient=Implicit(), iterations=20).value
+        return relative_error(y, exact)
+
+    assert math.log2(error(16) / error(32)) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize("solver", [Anderson(memory=1), GradientDescent(0.002)])
+def test_stiff_decay_is_damped_where_the_explicit_step_and_the_plain_map_blow_up(solver):
+    # f(y) = -20 y: explicit Euler multiplies by 1 - 20 = -19, implicit Euler by 1 / 21; |dg/dy| = 20 / 1 > 1.
+    class Stiff(nn.Module):
+        def forward(self, h):
+            return -20 * h
+
+    x = torch.ones(1, 1, 1, dtype=torch.float64)
+    setting = {"vector_field": "layer", "gradient": Implicit()}
+    assert step(Stiff(), x, theta=0.0, solver=solver, iterations=0, **setting).value.item() == -19
+    assert step(Stiff(), x, solver=solver, iterations=30, **setting).value.item() == pytest.approx(1 / 21, rel=1e-6)
+    plain = step(Stiff(), x, solver=FixedPoint(), iterations=30, **setting)
+    assert plain.value.abs().item() > 1e6
+    assert not plain.converged.any()
+
+
+@pytest.mark.parametrize("gradient", [Unrolled(), Implicit(), OneStep()])
+@pytest.mark.parametrize("solver", [FixedPoint(), Anderson(), GradientDescent()])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_evaluations_are_exactly_counted(solver, gradient, requires_grad):
+    x = inputs(requires_grad=requires_grad)
+    for iterations, guess, theta in itertools.product((0, 1, 2, 5), INITIAL_GUESSES, (1.0, 0.5)):
+        layer = Mixing().requires_grad_(requires_grad)
+        solution = step(
+            layer, x, solver=solver, gradient=gradient, iterations=iterations, initial_guess=guess, theta=theta
+        )
+        expected = iterations + 1 if guess == "explicit" else max(iterations, 1)
+        assert layer.evaluations == expected
+        assert (solution.num_steps == iterations).all()
+        _ = solution.residual, solution.residual, solution.converged
+        assert layer.evaluations == expected + 1  # the residual of the value returned, once, on request
+
+
+def test_pullbacks_are_counted(monkeypatch):
+    calls = []
+    vjp = torch.func.vjp
+
+    def counted(*args):
+        value, pullback = vjp(*args)
+        return value, lambda u: calls.append(1) or pullback(u)
+
+    monkeypatch.setattr(torch.func, "vjp", counted)
+    for guess in INITIAL_GUESSES:
+        calls.clear()
+        step(Mixing(), inputs(), solver=GradientDescent(), gradient=Implicit(), iterations=4, initial_guess=guess)
+        assert len(calls) == 4
+
+
+def test_implicit_backward_evaluates_once_more():
+    layer, x = Mixing(), inputs()
+    solution = step(layer, x, solver=FixedPoint(), gradient=Implicit(5), iterations=3)
+    before = layer.evaluations
+    solution.value.sum().backward()
+    assert layer.evaluations == before + 1
+
+
+class _NoHostRead(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor was read on the host"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("solver", [FixedPoint(), Anderson(), GradientDescent()])
+def test_tolerance_0_reads_nothing_on_the_host(solver):
+    with _NoHostRead():
+        step(Mixing(), inputs(), solver=solver, gradient=Implicit(), iterations=4).value.sum().backward()
+    with pytest.raises(AssertionError, match="read on the host"), _NoHostRead():
+        step(Mixing(), inputs(), solver=solver, gradient=Implicit(), iterations=4, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("solver", [FixedPoint(), Anderson(), GradientDescent(0.2)])
+def test_tolerance_stops_each_example_by_itself(solver):
+    layer, x = Mixing(), inputs(batch=4, requires_grad=False)
+    x = x * torch.tensor([0.1, 1.0, 3.0, 10.0], dtype=x.dtype).view(-1, 1, 1)
+    setting = {"solver": solver, "gradient": Implicit(), "iterations": 50, "tolerance": 1e-3}
+    together = step(layer, x, **setting)
+    assert together.converged.all()
+    assert len(set(together.num_steps.tolist())) > 1
+    for i in range(4):
+        alone = step(layer, x[i : i + 1], **setting)
+        torch.testing.assert_close(alone.value[0], together.value[i], rtol=1e-12, atol=1e-12)
+        assert alone.num_steps.item() == together.num_steps[i].item()
+        if alone.num_steps > 0:  # and not a step later than needed
+            fewer = step(layer, x[i : i + 1], **{**setting, "tolerance": 0.0, "iterations": alone.num_steps.item() - 1})
+            assert fewer.residual.item() > 1e-3
+
+
+def test_tolerance_not_reached_keeps_the_best_iterate():
+    solutions = [step(Linear(scale=1.5), inputs(), solver=FixedPoint(), gradient=Implicit(), iterations=k) for k in range(9)]
+    residuals = torch.stack([s.residual for s in solutions])
+    assert (residuals.argmin(0) < 8).any()  # this iteration diverges for some example
+    layer = Linear(scale=1.5)
+    best = step(layer, inputs(), solver=FixedPoint(), gradient=Implicit(), iterations=8, tolerance=1e-12)
+    torch.testing.assert_close(best.residual, residuals.min(0).values)
+    assert (best.num_steps == 8).all()
+    assert not best.converged.any()
+
+
+class Exploding(nn.Module):
+    """F(h) = h^3: from |h| > 1 the layer field's map leaves float range within a few iterations."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, h):
+        return self.weight * h**3
+
+
+@pytest.mark.parametrize("gradient", [Unrolled(), Implicit(2), OneStep()])
+@pytest.mark.parametrize("solver", [FixedPoint(), GradientDescent(1.0)])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_divergence_keeps_the_best_finite_iterate_and_says_so(solver, gradient, tolerance):
+    layer = Exploding()
+    x = torch.tensor([0.01, 50.0, 0.02], dtype=torch.float64).view(3, 1, 1).requires_grad_()
+    setting = {"solver": solver, "gradient": gradient, "vector_field": "layer", "tolerance": tolerance}
+    solution = step(layer, x, iterations=12, **setting)
+    assert solution.value.isfinite().all()
+    assert solution.finite.tolist() == [True, False, True]
+    assert solution.converged.tolist() == [True, False, True]
+    # The least residual among the iterates that were evaluated.
+    residuals = [step(layer, x[1:2], iterations=k, **{**setting, "tolerance": 0.0}).residual.item() for k in range(4)]
+    assert solution.residual[1].item() == pytest.approx(min(residuals))
+    assert solution.num_steps[1].item() == residuals.index(min(residuals))
+    # The others are untouched by their neighbour, in value and gradient.
+    quiet = step(layer, x[::2], iterations=12, **setting)
+    torch.testing.assert_close(quiet.value, solution.value[::2])
+    expected = torch.autograd.grad(quiet.value.sum(), x)[0]
+    actual, weight = torch.autograd.grad(solution.value[::2].sum(), (x, layer.weight))
+    torch.testing.assert_close(actual[::2], expected[::2])
+    # Unrolled differentiates F where it overflowed, and 0 * inf is not a number: loud, as with a NaN in BERT.
+    assert weight.isfinite() or gradient == Unrolled()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_input_is_flagged_and_stays_alone(bad):
+    layer, x = Mixing(), inputs(requires_grad=False)
+    clean = step(layer, x, **PLAIN)
+    spoilt = x.clone()
+    spoilt[1, 0, 0] = bad
+    solution = step(layer, spoilt, **PLAIN)
+    assert solution.finite.tolist() == [True, False, True]
+    assert solution.converged[1].item() is False
+    assert solution.residual[1].item() == float("inf")
+    torch.testing.assert_close(solution.value[::2], clean.value[::2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("solver", [FixedPoint(), Anderson()])
+def test_the_residual_counts_real_tokens_only(solver):
+    # F acts token by token, so tokens do not see each other: padded ones may hold anything.
+    layer, x = Linear(), inputs(requires_grad=False)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0]])
+    noisy = torch.where(mask.bool()[..., None], x, 1e6)
+    setting = {**PLAIN, "solver": solver, "iterations": 4, "mask": mask}
+    clean, loud = step(layer, x, **setting), step(layer, noisy, **setting)
+    torch.testing.assert_close(clean.residual, loud.residual)
+    torch.testing.assert_close(clean.value[mask.bool()], loud.value[mask.bool()])
+    y, relation_r = clean.value[0, :2], (2 * clean.value - x - layer(clean.value))[0, :2]
+    assert clean.residual[0].item() == pytest.approx((relation_r.norm() / y.norm()).item())
+
+
+def test_no_real_token_is_nothing_to_solve():
+    solution = step(Mixing(), inputs(), mask=torch.zeros(3, 4), **PLAIN)
+    assert solution.converged.all()
+    assert (solution.residual == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vector_field": "euler"}, r"vector_field must be one of \['increment', 'layer'\], got 'euler'"),
+        ({"initial_guess": "zero"}, r"initial_guess must be one of \['explicit', 'previous'\], got 'zero'"),
+        ({"step_size": 0.0}, "step_size must be a finite number > 0, got 0.0"),
+        ({"step_size": math.inf}, "step_size must be a finite number > 0, got inf"),
+        ({"theta": 1.5}, "theta must be a number from 0 to 1, got 1.5"),
+        ({"theta": math.nan}, "theta must be"),
+        ({"iterations": -1}, "iterations must be an integer >= 0, got -1"),
+        ({"tolerance": -1.0}, "tolerance must be a finite number >= 0, got -1.0"),
+        ({"mask": torch.ones(3, 5)}, r"mask must have the shape \(3, 4\)"),
+    ],
+)
+def test_wrong_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        step(Linear(), inputs(), **{**PLAIN, **change})
+    with pytest.raises(ValueError, match="x must be a floating point tensor"):
+        step(Linear(), torch.ones(2, 3, 5, dtype=torch.int64), **PLAIN)
