@@ -15,7 +15,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
-    BertTokenizerFast,
+    BertTokenizer,
 )
 
 from .callbacks import IMBertStatisticsCallback
@@ -38,7 +38,7 @@ from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution
 __version__ = "0.1.0"
 
 AutoConfig.register(IMBertConfig.model_type, IMBertConfig)
-AutoTokenizer.register(IMBertConfig, fast_tokenizer_class=BertTokenizerFast)
+AutoTokenizer.register(IMBertConfig, fast_tokenizer_class=BertTokenizer)
 AutoModel.register(IMBertConfig, IMBertModel)
 AutoModelForPreTraining.register(IMBertConfig, IMBertForPreTraining)
 AutoModelForMaskedLM.register(IMBertConfig, IMBertForMaskedLM)

@@ -7,14 +7,14 @@ from transformers import TrainerCallback
 class IMBertStatisticsCallback(TrainerCallback):
     """Logs how well the implicit layers solve their relation during training.
 
-    Adds to the Trainer's logs, over all implicit layers and examples of the training forwards measured since the last log:
+    Adds to the Trainer's logs, over all implicit layers and examples of the forwards measured since the last log:
 
         im_residual_mean      mean relative residual ||r|| / ||y||
         im_residual_max       the worst one
         im_unconverged_rate   share of solves whose residual exceeds im_tolerance, or 1e-2 where that is 0
 
-    Measuring costs one more evaluation of each implicit layer, so only one forward in `every` is measured. With a plain BERT
-    nothing is logged.
+    Measuring costs one more evaluation of each implicit layer, so only one forward in `every` is measured. With a plain
+    BERT nothing is logged.
 
     Args:
         every: measure one training forward in this many, the first included.

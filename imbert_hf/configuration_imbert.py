@@ -47,7 +47,7 @@ def _integer(allowed: str, least: int, or_none: bool = False) -> tuple[str, Call
     def parse(value):
         if or_none and value is None:
             return None
-        if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
+        if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
             return int(value)
         raise ValueError
 
@@ -66,9 +66,8 @@ def _choice(*names: str) -> tuple[str, Callable[[Any], Any]]:
 def _layers(value: Any) -> Any:
     if value == "all":
         return value
-    if isinstance(value, (list, tuple)):
-        if all(isinstance(i, Integral) and not isinstance(i, bool) for i in value):
-            return [int(i) for i in value]
+    if isinstance(value, (list, tuple)) and all(isinstance(i, Integral) and not isinstance(i, bool) for i in value):
+        return [int(i) for i in value]
     raise ValueError
 
 
@@ -122,8 +121,8 @@ class IMBertConfig(BertConfig):
         im_damping (0 < `float` <= 1): mixing of fixed_point and anderson.
         im_anderson_memory (`int` >= 1): number of past differences that anderson keeps.
         im_gradient (`str`): "unrolled", "implicit" or "one_step".
-        im_gradient_iterations (`int` >= 0 or None): vector-Jacobian products of the adjoint solve ("implicit"); None: as
-            many as the forward solve had iterations.
+        im_gradient_iterations (`int` >= 0 or None): vector-Jacobian products of the adjoint solve ("implicit"); None:
+            as many as the forward solve had iterations.
     """
 
     model_type = "imbert"
@@ -182,7 +181,10 @@ class IMBertConfig(BertConfig):
 
     @property
     def implicit_layers(self) -> frozenset[int]:
-        """The 0-based indices of the layers that carry the connection. ValueError on an index out of range or twice."""
+        """The 0-based indices of the layers that carry the connection.
+
+        Raises ValueError where im_layers holds an index out of range or twice.
+        """
         n = self.num_hidden_layers
         if self.im_layers == "all":
             return frozenset(range(n))

@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +33,9 @@ INITIAL_GUESSES = ("explicit", "previous")
 class FixedMap:
     """F as one fixed function: every evaluation, in forward and in backward, is the first one again.
 
-    Each replays the random state of the first, so that all draw the same dropout masks, and leaves the state as it found
-    it; the first leaves what a plain call of the layer would leave. Each runs under the autocast setting of the first.
+    Each replays the random state of the first, so that all draw the same dropout masks, and leaves the state as it
+    found it; the first leaves what a plain call of the layer would leave. Each runs under the autocast setting of the
+    forward.
 
     Args:
         layer: h -> F(h) of the same shape. Where it has an attribute `training` that is false, nothing is replayed.
@@ -66,8 +67,8 @@ class FixedMap:
                 self._set_state(outer)
 
     def _autocast(self):
-        # A weight cast under no_grad must not stay in autocast's cache: a tracked evaluation would find it there, without
-        # its gradient.
+        # A weight cast under no_grad must not stay in autocast's cache: a tracked evaluation would find it there,
+        # without its gradient.
         if not self.grad:
             return contextlib.nullcontext()
         enabled = self.autocast is not None
@@ -101,7 +102,7 @@ def _saved_tensor_hooks_active() -> bool:
 def _with_pullback(F: FixedMap, y: Tensor) -> Evaluation:
     """F(y) and u -> (dF/dy)^T u, under no_grad, inference_mode and compilation too; differentiable in grad mode."""
     if not _saved_tensor_hooks_active():
-        Fy, pullback = torch.func.vjp(F, y)
+        Fy, pullback, *_ = torch.func.vjp(F, y)
         return Fy, lambda u: pullback(u)[0]
     # torch.func refuses such hooks. This graph lives within the solve, and checkpointing must not see it: it would
     # recompute the layer for every product.
@@ -151,9 +152,6 @@ class Gradient(Protocol):
     unrolled: bool  # whether every iteration is part of the graph
     needs_parameters: bool  # whether it asks for _Problem.parameters
 
-    def tracks_first(self, initial_guess: str, iterations: int) -> bool:
-        """Whether the evaluation F(x) has to be part of the graph even where theta = 1."""
-
     def solve(self, problem: _Problem) -> Solution:
         """The solution, differentiable. Called in grad mode only."""
 
@@ -167,9 +165,6 @@ class Unrolled:
 
     unrolled = True
     needs_parameters = False
-
-    def tracks_first(self, initial_guess, iterations):
-        return True
 
     def solve(self, problem):
         return problem.solve(problem.evaluate)
@@ -188,12 +183,9 @@ class Implicit:
     """
 
     iterations: int | None = None
-    solver: Solver = FixedPoint()
+    solver: Solver = FixedPoint()  # noqa: RUF009 - frozen
     unrolled = False
     needs_parameters = True
-
-    def tracks_first(self, initial_guess, iterations):
-        return False
 
     def solve(self, problem):
         with torch.no_grad():
@@ -236,27 +228,29 @@ class _ImplicitGradient(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class OneStep:
-    """Differentiates one evaluation of F, the last of the solve, in which y moves with x (dy/dx := I there).
+    """Differentiates one evaluation of F, the last of the solve, in which y moves with x: the cheapest mode.
 
-    The cheapest mode, and an approximation: a descent direction, not the gradient. With y held fixed, attention would hand
-    no gradient from one token to another.
+    It cuts the adjoint solve short: F's parameters see its start w = c v, the input sees w after one product,
+    dy/dx := (I + s dF/dy) / c. Not the gradient, but a descent direction of about its length; with y held fixed,
+    attention would hand no gradient from one token to another.
     """
 
     unrolled = False
     needs_parameters = False
 
-    def tracks_first(self, initial_guess, iterations):
-        return initial_guess == "previous" and iterations == 1
-
     def solve(self, problem):
-        tracked = problem.first[0] if problem.first and self.tracks_first("previous", problem.iterations) else None
+        relation = problem.relation
+        along = problem.x / relation.c
+        # With the guess "previous" and theta < 1 the one evaluation of a single iteration is F(x), tracked already.
+        single = problem.first is not None and problem.iterations == 1 and problem.tolerance == 0
+        tracked = problem.first[0] if single else None
 
         def evaluate(y, last):
             nonlocal tracked
             if not last:
                 return problem.evaluate(y)
             with torch.enable_grad():
-                moving = _Carry.apply(y, problem.x)
+                moving = _Carry.apply(y, along)
                 if problem.solver.needs_pullback and _saved_tensor_hooks_active():
                     tracked = problem.F(moving)  # one evaluation more: the graph of a product stays out of a checkpoint
                     return problem.evaluate(y)
@@ -266,8 +260,8 @@ class OneStep:
         with torch.no_grad():
             solution = problem.solve(evaluate)
         if tracked is None:
-            tracked = problem.F(_Carry.apply(solution.value, problem.x))
-        return replace(solution, value=_Carry.apply(solution.value, problem.relation.map(tracked)))
+            tracked = problem.F(_Carry.apply(solution.value, along))
+        return replace(solution, value=_Carry.apply(solution.value, relation.b / relation.c + relation.s * tracked))
 
 
 def _evaluate(F: FixedMap, y: Tensor, pullback: bool) -> Evaluation:
@@ -298,8 +292,8 @@ def _parameters(layer: Callable, F: FixedMap, x: Tensor) -> tuple[Tensor, ...]:
 class _Recomputed(torch.autograd.Function):
     """run(x), which backward runs again with a graph: checkpointing for a solve that differentiates inside itself.
 
-    Nothing is saved through autograd's hooks, so that an outer non-reentrant checkpoint has nothing to recompute: its own
-    way would run the whole solve again for every product inside it.
+    Nothing is saved through autograd's hooks, so that an outer non-reentrant checkpoint has nothing to recompute: its
+    own way would run the whole solve again for every product inside it.
     """
 
     @staticmethod
@@ -336,8 +330,8 @@ def implicit_step(
     The one numerical entry point: IMBertLayer, the diagnostics and the benchmark call it.
 
     Args:
-        layer: F, h -> F(h) of the same shape and dtype; a module, or any callable. Random layers (dropout) draw the same
-            masks in every evaluation; an attribute `training` that is false says that there is nothing random.
+        layer: F, h -> F(h) of the same shape and dtype; a module, or any callable. Random layers (dropout) draw the
+            same masks in every evaluation; an attribute `training` that is false says that there is nothing random.
         x: (batch, length, width), floating point.
         vector_field: "increment", f(h) = F(h) - h, or "layer", f(h) = F(h).
         step_size: gamma > 0.
@@ -372,23 +366,21 @@ def implicit_step(
             def euler(Fx: Tensor, a: float) -> Tensor:  # x + a f(x)
                 return torch.add(x * (1 - carry * a), Fx, alpha=a)
 
-            explicit, s = step_size * (1 - theta), step_size * theta
-            solved = iterations > 0 and theta > 0
             graph = torch.is_grad_enabled()
-            pullback = solved and solver.needs_pullback and initial_guess == "previous"
-            with torch.set_grad_enabled(
-                graph and (not solved or theta < 1 or gradient.tracks_first(initial_guess, iterations))
-            ):
-                first = _evaluate(F, x, pullback)
-            b = x if theta == 1 else euler(first[0], explicit)
-            guess = x if initial_guess == "previous" else euler(first[0], step_size)
+            s, previous = step_size * theta, initial_guess == "previous"
+            solved = iterations > 0 and theta > 0
+            first, b, guess = None, x, x
+            if not (solved and previous and theta == 1):  # else F(x) is the evaluation of the first iteration
+                with torch.set_grad_enabled(graph and (not solved or theta < 1 or gradient.unrolled)):
+                    first = _evaluate(F, x, solved and previous and solver.needs_pullback)
+                b = x if theta == 1 else euler(first[0], step_size * (1 - theta))
+                guess = x if previous else euler(first[0], step_size)
             relation = Relation(b, s, 1 + carry * s, mask)
             if not solved:
                 return _explicit(F, relation, b if theta == 0 else guess, tolerance)
             parameters = _parameters(layer, F, x) if graph and gradient.needs_parameters else ()
-            problem = _Problem(
-                F, x, relation, solver, guess, first if initial_guess == "previous" else None, iterations, tolerance, parameters
-            )
+            first = first if previous else None
+            problem = _Problem(F, x, relation, solver, guess, first, iterations, tolerance, parameters)
             return gradient.solve(problem) if graph else problem.solve(problem.evaluate)
 
         if not (tracked and gradient.unrolled and solver.needs_pullback and _saved_tensor_hooks_active()):
@@ -425,6 +417,9 @@ def _check(x, vector_field, step_size, theta, initial_guess, iterations, toleran
         if not ok:
             raise ValueError(f"{name} must be {allowed}, got {value!r}.")
     if x.dim() < 2 or not x.is_floating_point():
-        raise ValueError(f"x must be a floating point tensor (batch, length, width), got {x.dtype} of shape {tuple(x.shape)}.")
+        shape = tuple(x.shape)
+        raise ValueError(f"x must be a floating point tensor (batch, length, width), got {x.dtype} of shape {shape}.")
     if mask is not None and mask.shape != x.shape[:-1]:
-        raise ValueError(f"mask must have the shape {tuple(x.shape[:-1])} of x without its width, got {tuple(mask.shape)}.")
+        raise ValueError(
+            f"mask must have the shape {tuple(x.shape[:-1])} of x without its width, got {tuple(mask.shape)}."
+        )

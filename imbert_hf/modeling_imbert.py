@@ -9,6 +9,7 @@ This file travels with every checkpoint, and imports all that travel with it, so
 import contextlib
 import inspect
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -47,18 +48,18 @@ from transformers.models.bert.modeling_bert import (
 )
 
 from .configuration_imbert import IMBertConfig
-from .gradients_imbert import Implicit, OneStep, Unrolled, implicit_step
-from .solvers_imbert import Anderson, FixedPoint, GradientDescent
+from .gradients_imbert import Gradient, Implicit, OneStep, Unrolled, implicit_step
+from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solver
 
 
-SOLVERS = {
+SOLVERS: dict[str, Callable[[IMBertConfig], Solver]] = {
     "gradient_descent": lambda config: GradientDescent(config.im_learning_rate),
     "fixed_point": lambda config: FixedPoint(config.im_damping),
     "anderson": lambda config: Anderson(config.im_damping, config.im_anderson_memory),
 }
 # The adjoint relation is linear and has no residual to descend on without forward-mode products.
 ADJOINT_SOLVERS = {**SOLVERS, "gradient_descent": lambda config: FixedPoint()}
-GRADIENTS = {
+GRADIENTS: dict[str, Callable[[IMBertConfig], Gradient]] = {
     "unrolled": lambda config: Unrolled(),
     "implicit": lambda config: Implicit(config.im_gradient_iterations, ADJOINT_SOLVERS[config.im_solver](config)),
     "one_step": lambda config: OneStep(),
@@ -77,7 +78,7 @@ class _Pass:
 class IMBertSelfAttention(BertSelfAttention):
     """BERT's, reporting its weights once a solve: transformers records what this module returns at every call."""
 
-    def forward(self, hidden_states, *args, im_weights: list | None = None, im_report: bool = False, **kwargs):
+    def forward(self, hidden_states: Any, *args: Any, im_weights: Any = None, im_report: bool = False, **kwargs) -> Any:
         if im_report:
             return None, im_weights.pop().clone()  # the copy leaves the scope of torch.func, where it may come from
         output, weights = super().forward(hidden_states, *args, **kwargs)
@@ -156,7 +157,7 @@ class IMBertEncoder(BertEncoder):
 
 class IMBertPreTrainedModel(BertPreTrainedModel):
     config_class = IMBertConfig
-    _no_split_modules = ["BertEmbeddings", "IMBertLayer"]
+    _no_split_modules = ["BertEmbeddings", "IMBertLayer"]  # noqa: RUF012 - as transformers declares it
 
     def __init__(self, config: IMBertConfig, *args, **kwargs):
         if getattr(config, "model_type", None) != "imbert":
@@ -221,12 +222,11 @@ class IMQuestionAnsweringModelOutput(_Statistics, QuestionAnsweringModelOutput):
     pass
 
 
-def _forward_of(bert_class: type, output_class: type) -> Any:
+def _forward_of(bert_forward: Callable, output_class: type) -> Any:
     """BERT's own forward, with output_im_statistics among its arguments and the statistics in its output."""
-    bert_forward = bert_class.forward
 
     @wraps(bert_forward)
-    def forward(self, *args, output_im_statistics=None, return_dict=None, im_statistics=None, **kwargs):
+    def forward(self: Any, *args, output_im_statistics=None, return_dict=None, im_statistics=None, **kwargs):
         if im_statistics is None and output_im_statistics:
             im_statistics = []
         outputs = bert_forward(self, *args, im_statistics=im_statistics, return_dict=True, **kwargs)
@@ -240,10 +240,12 @@ def _forward_of(bert_class: type, output_class: type) -> Any:
 
     signature = inspect.signature(bert_forward)
     parameters = list(signature.parameters.values())
-    added = inspect.Parameter("output_im_statistics", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None)
+    added = inspect.Parameter(
+        "output_im_statistics", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
+    )
     has_kwargs = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     parameters.insert(len(parameters) - has_kwargs, added)
-    forward.__signature__ = signature.replace(parameters=parameters)
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return forward
 
 
@@ -261,16 +263,14 @@ def _token_mask(attention_mask: Tensor | None) -> Tensor | None:
     return allowed.any(dim=2).any(dim=1)
 
 
-class _BertModelWithPass(BertModel):
-    """BertModel that hands its layers a _Pass; a class of its own so that IMBertModel's forward can wrap it."""
-
-    @wraps(BertModel.forward)
-    def forward(self, input_ids=None, attention_mask=None, *args, im_statistics=None, **kwargs):
-        im_pass = _Pass(_token_mask(attention_mask), im_statistics)
-        outputs = super().forward(input_ids, attention_mask, *args, im_pass=im_pass, **kwargs)
-        if im_pass.finite:
-            _report_non_finite(torch.stack(im_pass.finite).all(dim=0))
-        return outputs
+@wraps(BertModel.forward)
+def _bert_model_forward(self, input_ids=None, attention_mask=None, *args, im_statistics=None, **kwargs):
+    """BertModel.forward, with what its implicit layers share handed on to them."""
+    im_pass = _Pass(_token_mask(attention_mask), im_statistics)
+    outputs = BertModel.forward(self, input_ids, attention_mask, *args, im_pass=im_pass, **kwargs)
+    if im_pass.finite:
+        _report_non_finite(torch.stack(im_pass.finite).all(dim=0))
+    return outputs
 
 
 _unread: dict[torch.device, tuple[int, Tensor]] = {}
@@ -279,8 +279,8 @@ _unread: dict[torch.device, tuple[int, Tensor]] = {}
 def _report_non_finite(finite: Tensor) -> None:
     """Warns where a solve met non-finite values; (batch,) bool.
 
-    Memory of the host is read at every call. Elsewhere the flags of 64 calls are gathered first, since to read one waits for
-    the device.
+    Memory of the host is read at every call. Elsewhere the flags of 64 calls are gathered first, since to read one
+    waits for the device.
     """
     if torch.compiler.is_compiling() or type(finite) is not Tensor:
         return
@@ -293,14 +293,14 @@ def _report_non_finite(finite: Tensor) -> None:
     if not all(finite.tolist()):
         warnings.warn(
             "An implicit layer met non-finite values; the examples concerned keep the best finite iterate, and "
-            "output_im_statistics=True shows which. Lower im_step_size or im_learning_rate, or look for NaN in the input "
-            "or the weights.",
+            "output_im_statistics=True shows which. Lower im_step_size or im_learning_rate, or look for NaN in the "
+            "input or the weights.",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
-class IMBertModel(IMBertPreTrainedModel, _BertModelWithPass):
+class IMBertModel(IMBertPreTrainedModel, BertModel):
     _auto_class = "AutoModel"
 
     def __init__(self, config: IMBertConfig, add_pooling_layer: bool = True):
@@ -312,7 +312,7 @@ class IMBertModel(IMBertPreTrainedModel, _BertModelWithPass):
         self.pooler = BertPooler(config) if add_pooling_layer else None
         self.post_init()
 
-    forward = _forward_of(_BertModelWithPass, IMBertModelOutput)
+    forward = _forward_of(_bert_model_forward, IMBertModelOutput)
 
 
 class IMBertForPreTraining(IMBertPreTrainedModel, BertForPreTraining):
@@ -324,7 +324,7 @@ class IMBertForPreTraining(IMBertPreTrainedModel, BertForPreTraining):
         self.cls = BertPreTrainingHeads(config)
         self.post_init()
 
-    forward = _forward_of(BertForPreTraining, IMBertForPreTrainingOutput)
+    forward = _forward_of(BertForPreTraining.forward, IMBertForPreTrainingOutput)
 
 
 class IMBertForMaskedLM(IMBertPreTrainedModel, BertForMaskedLM):
@@ -336,7 +336,7 @@ class IMBertForMaskedLM(IMBertPreTrainedModel, BertForMaskedLM):
         self.cls = BertOnlyMLMHead(config)
         self.post_init()
 
-    forward = _forward_of(BertForMaskedLM, IMMaskedLMOutput)
+    forward = _forward_of(BertForMaskedLM.forward, IMMaskedLMOutput)
 
 
 class IMBertForNextSentencePrediction(IMBertPreTrainedModel, BertForNextSentencePrediction):
@@ -348,7 +348,12 @@ class IMBertForNextSentencePrediction(IMBertPreTrainedModel, BertForNextSentence
         self.cls = BertOnlyNSPHead(config)
         self.post_init()
 
-    forward = _forward_of(BertForNextSentencePrediction, IMNextSentencePredictorOutput)
+    forward = _forward_of(BertForNextSentencePrediction.forward, IMNextSentencePredictorOutput)
+
+
+def _classifier(config: IMBertConfig) -> nn.Linear:
+    assert config.num_labels is not None
+    return nn.Linear(config.hidden_size, config.num_labels)
 
 
 def _classifier_dropout(config: IMBertConfig) -> nn.Dropout:
@@ -365,10 +370,10 @@ class IMBertForSequenceClassification(IMBertPreTrainedModel, BertForSequenceClas
         self.config = config
         self.bert = IMBertModel(config)
         self.dropout = _classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = _classifier(config)
         self.post_init()
 
-    forward = _forward_of(BertForSequenceClassification, IMSequenceClassifierOutput)
+    forward = _forward_of(BertForSequenceClassification.forward, IMSequenceClassifierOutput)
 
 
 class IMBertForMultipleChoice(IMBertPreTrainedModel, BertForMultipleChoice):
@@ -381,7 +386,7 @@ class IMBertForMultipleChoice(IMBertPreTrainedModel, BertForMultipleChoice):
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
-    forward = _forward_of(BertForMultipleChoice, IMMultipleChoiceModelOutput)
+    forward = _forward_of(BertForMultipleChoice.forward, IMMultipleChoiceModelOutput)
 
 
 class IMBertForTokenClassification(IMBertPreTrainedModel, BertForTokenClassification):
@@ -392,10 +397,10 @@ class IMBertForTokenClassification(IMBertPreTrainedModel, BertForTokenClassifica
         self.num_labels = config.num_labels
         self.bert = IMBertModel(config, add_pooling_layer=False)
         self.dropout = _classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = _classifier(config)
         self.post_init()
 
-    forward = _forward_of(BertForTokenClassification, IMTokenClassifierOutput)
+    forward = _forward_of(BertForTokenClassification.forward, IMTokenClassifierOutput)
 
 
 class IMBertForQuestionAnswering(IMBertPreTrainedModel, BertForQuestionAnswering):
@@ -405,10 +410,10 @@ class IMBertForQuestionAnswering(IMBertPreTrainedModel, BertForQuestionAnswering
         IMBertPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.bert = IMBertModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.qa_outputs = _classifier(config)
         self.post_init()
 
-    forward = _forward_of(BertForQuestionAnswering, IMQuestionAnsweringModelOutput)
+    forward = _forward_of(BertForQuestionAnswering.forward, IMQuestionAnsweringModelOutput)
 
 
 __all__ = [

@@ -18,6 +18,7 @@ This file travels with every checkpoint: it imports torch and the standard libra
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -118,8 +119,8 @@ class GradientDescent:
 class Anderson:
     """Anderson acceleration of g (type II; Walker and Ni, SIAM J. Numer. Anal. 2011).
 
-    Keeps the last `memory` differences of iterates and of d(y) = g(y) - y, and steps to the mixture whose d is smallest in
-    the least-squares sense, found per example. One evaluation of F a step.
+    Keeps the last `memory` differences of iterates and of d(y) = g(y) - y, and steps to the mixture whose d is smallest
+    in the least-squares sense, found per example. One evaluation of F a step.
     """
 
     damping: float = 1.0
@@ -134,7 +135,7 @@ class Anderson:
         history = [*state, (y, d)][-self.memory - 1 :]
         y_next = torch.lerp(y, g, self.damping)
         if len(history) > 1:
-            pairs = list(zip(history, history[1:], strict=False))
+            pairs = list(pairwise(history))
             dy = [new[0] - old[0] for old, new in pairs]
             dd = [new[1] - old[1] for old, new in pairs]
             D = torch.stack([relation.real(t).flatten(1) for t in dd], dim=1)  # (batch, memory, length * width)

@@ -48,7 +48,9 @@ def test_json_round_trip(tmp_path):
 def test_auto_map_names_every_class_and_keeps_entries_of_others():
     import imbert_hf.modeling_imbert as modeling
 
-    config = IMBertConfig(auto_map={"AutoTokenizer": "tok.Tok", "AutoModel": "somebody/else--modeling_imbert.IMBertModel"})
+    config = IMBertConfig(
+        auto_map={"AutoTokenizer": "tok.Tok", "AutoModel": "somebody/else--modeling_imbert.IMBertModel"}
+    )
     assert config.auto_map["AutoTokenizer"] == "tok.Tok"
     assert config.auto_map["AutoModel"] == "modeling_imbert.IMBertModel"
     for auto_class, reference in config.auto_map.items():
@@ -64,7 +66,9 @@ def test_paper_preset():
 
 
 def test_plain_numbers_are_stored():
-    config = IMBertConfig(im_theta=1, im_step_size=np.float32(0.5), im_iterations=np.int64(2), im_layers=(0, np.int64(1)))
+    config = IMBertConfig(
+        im_theta=1, im_step_size=np.float32(0.5), im_iterations=np.int64(2), im_layers=(0, np.int64(1))
+    )
     assert type(config.im_theta) is float
     assert type(config.im_step_size) is float
     assert type(config.im_iterations) is int
@@ -108,7 +112,12 @@ def test_wrong_values_are_named(name, values):
 
 @pytest.mark.parametrize(
     ("layers", "message"),
-    [([3], "from -3 to 2 for 3 layers, got 3"), ([-4], "got -4"), ([1, 1], "each layer once"), ([-1, 2], "each layer once")],
+    [
+        ([3], "from -3 to 2 for 3 layers, got 3"),
+        ([-4], "got -4"),
+        ([1, 1], "each layer once"),
+        ([-1, 2], "each layer once"),
+    ],
 )
 def test_layer_indices(layers, message):
     with pytest.raises(ValueError, match=message):
@@ -133,7 +142,11 @@ def test_unknown_names_are_refused_everywhere(tmp_path):
     with pytest.raises(ValueError, match=match):
         config.im_tetha = 0.5
     IMBertForSequenceClassification(config).save_pretrained(tmp_path)
-    for load in (IMBertConfig.from_pretrained, AutoConfig.from_pretrained, IMBertForSequenceClassification.from_pretrained):
+    for load in (
+        IMBertConfig.from_pretrained,
+        AutoConfig.from_pretrained,
+        IMBertForSequenceClassification.from_pretrained,
+    ):
         with pytest.raises(ValueError, match=match):
             load(tmp_path, im_tetha=0.5)
     path = tmp_path / "config.json"

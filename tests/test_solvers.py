@@ -14,7 +14,11 @@ from imbert_hf.gradients_imbert import CARRY, INITIAL_GUESSES
 from imbert_hf.solvers_imbert import _least_squares
 
 
-SOLVERS = {"fixed_point": (FixedPoint(), 150), "anderson": (Anderson(), 30), "gradient_descent": (GradientDescent(0.15), 300)}
+SOLVERS = {
+    "fixed_point": (FixedPoint(), 150),
+    "anderson": (Anderson(), 30),
+    "gradient_descent": (GradientDescent(0.15), 300),
+}
 PLAIN = {"solver": FixedPoint(), "gradient": Implicit(), "iterations": 3}
 
 
@@ -68,7 +72,9 @@ def test_observed_order_by_halving_the_step(theta, order):
     def error(n):
         y = x
         for _ in range(n):
-            y = step(layer, y, step_size=1 / n, theta=theta, solver=Anderson(), gradient=Implicit(), iterations=20).value
+            y = step(
+                layer, y, step_size=1 / n, theta=theta, solver=Anderson(), gradient=Implicit(), iterations=20
+            ).value
         return relative_error(y, exact)
 
     assert math.log2(error(16) / error(32)) == pytest.approx(order, abs=0.1)
@@ -162,7 +168,9 @@ def test_tolerance_stops_each_example_by_itself(solver):
 
 
 def test_tolerance_not_reached_keeps_the_best_iterate():
-    solutions = [step(Linear(scale=1.5), inputs(), solver=FixedPoint(), gradient=Implicit(), iterations=k) for k in range(9)]
+    solutions = [
+        step(Linear(scale=1.5), inputs(), solver=FixedPoint(), gradient=Implicit(), iterations=k) for k in range(9)
+    ]
     residuals = torch.stack([s.residual for s in solutions])
     assert (residuals.argmin(0) < 8).any()  # this iteration diverges for some example
     layer = Linear(scale=1.5)

@@ -1,0 +1,379 @@
+"""Fine-tunes BERT, EX-BERT or IM-BERT on a GLUE task and writes what came out to OUTPUT_DIR/results.json.
+
+    pip install "imbert-hf[glue]"
+
+    python examples/finetune_glue.py --task sst2 --model_name_or_path google-bert/bert-base-uncased \
+        --connection im-bert --learning_rate 2e-5 --per_device_train_batch_size 32 --output_dir outputs/sst2-im-bert
+
+    # plain BERT on 1,000 rows of local files: path/to/data holds rte/train.jsonl and rte/validation.jsonl
+    python examples/finetune_glue.py --task rte --model_name_or_path google-bert/bert-base-uncased \
+        --connection bert --data_dir path/to/data --max_train_samples 1000 --seed 0 --output_dir outputs/rte-bert
+
+    # half an implicit step in the last four layers; the same from a file: finetune_glue.py settings.json
+    python examples/finetune_glue.py --task mnli --model_name_or_path google-bert/bert-base-uncased \
+        --im_theta 0.5 --im_layers -4 -3 -2 -1 --im_eval_iterations 5 --output_dir outputs/mnli-half
+
+Every im_ field of IMBertConfig and every field of TrainingArguments is an argument. Each epoch ends with an evaluation
+and a checkpoint, and the most accurate model is kept, unless --eval_strategy or --save_strategy is given: then
+TrainingArguments' defaults hold. --resume_from_checkpoint takes a checkpoint folder, or "last".
+"""
+
+import inspect
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import accelerate
+import datasets
+import numpy
+import torch
+import transformers
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+import imbert_hf
+from imbert_hf import IMBertConfig, IMBertForSequenceClassification
+
+
+# task -> (text fields, label names in GLUE's order)
+TASKS = {
+    "sst2": (("sentence",), ("negative", "positive")),
+    "rte": (("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    "qnli": (("question", "sentence"), ("entailment", "not_entailment")),
+    "qqp": (("question1", "question2"), ("not_duplicate", "duplicate")),
+    "mnli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+}
+IM_FIELDS = {name: hint for name, hint in inspect.get_annotations(IMBertConfig).items() if name.startswith("im_")}
+IM_FIELDS["im_layers"] = list[str]  # "all", or indices: read by im_values
+
+IMArguments: Any = make_dataclass(
+    "IMArguments",
+    [(n, hint | None, field(default=None, metadata={"help": f"IMBertConfig.{n}"})) for n, hint in IM_FIELDS.items()],
+)
+
+
+@dataclass(kw_only=True)
+class ModelArguments(IMArguments):
+    """An im_ field left out keeps what the checkpoint has, or else IMBertConfig's default."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a BERT or IM-BERT checkpoint"})
+    connection: Literal["bert", "ex-bert", "im-bert"] = "im-bert"
+    preset: Literal["paper"] | None = field(
+        default=None, metadata={"help": "paper: every im_ field not given is IMBertConfig.paper()'s"}
+    )
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    task: str = field(metadata={"choices": list(TASKS)})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "DIR that holds DIR/<task>/<split>.jsonl; None: nyu-mll/glue of the Hub"}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Random rows, by --data_seed or else --seed"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "The same, of each evaluation split"})
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens; what is longer is truncated"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Deletes the checkpoints in --output_dir"})
+
+
+class Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)  # argparse would first print 200 lines of usage
+
+
+def parse(argv: list[str]) -> Any:
+    """ModelArguments, DataArguments and TrainingArguments."""
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        argv = words_of(argv[0])
+    # With abbreviations --im_layer would be taken for --im_layers.
+    parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)  # type: ignore[arg-type]
+    parser.set_defaults(metric_for_best_model="accuracy")
+    given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv}
+    if not given & {"eval_strategy", "save_strategy"}:
+        best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        parser.set_defaults(**best, save_total_limit=1)
+    *arguments, unknown = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        own = ", ".join(f"--{f.name}" for kind in (ModelArguments, DataArguments) for f in fields(kind))
+        raise ValueError(f"{unknown[0]} is no argument; there are {own}, and those of TrainingArguments.")
+    return arguments
+
+
+def words_of(path: str) -> list[str]:
+    """The arguments in a .json file as words of a command line, so that both are checked alike."""
+    try:
+        settings = json.loads(Path(path).read_bytes()).items()
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} must hold a JSON object of arguments: {error}.") from None
+    words = []
+    for name, value in settings:
+        if isinstance(value, list) and value:
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{name}=" + (value if isinstance(value, str) else json.dumps(value) if value != [] else ""))
+    return words
+
+
+def im_values(args: ModelArguments) -> dict[str, Any]:
+    """The im_ fields to set over the checkpoint's."""
+    values = {name: getattr(args, name) for name in IM_FIELDS if getattr(args, name) is not None}
+    if "im_layers" in values:
+        text = " ".join(values["im_layers"]).replace(",", " ").strip()
+        try:
+            values["im_layers"] = text if text == "all" else [int(word) for word in text.split()]
+        except ValueError:
+            raise ValueError(f"--im_layers must be all, or layer indices such as 3,4,5, got {text!r}.") from None
+    if args.preset and args.connection != "im-bert":
+        raise ValueError(f"--preset {args.preset} needs --connection im-bert, got {args.connection!r}.")
+    if args.connection == "bert" and values:
+        raise ValueError(f"--{next(iter(values))} has no effect with --connection bert; leave it out or use im-bert.")
+    if args.connection == "ex-bert":
+        # The layer field, since the explicit step of the increment field is BERT itself at step size 1.
+        for name, fixed in {"im_theta": 0.0, "im_vector_field": "layer"}.items():
+            if values.setdefault(name, fixed) != fixed:
+                raise ValueError(f"--{name} must be {fixed!r} with --connection ex-bert, got {values[name]!r}.")
+    if args.preset == "paper":
+        paper = IMBertConfig.paper()
+        values = {name: getattr(paper, name) for name in IM_FIELDS} | values
+    return values
+
+
+def check_folder(folder: Path, overwrite: bool, resume: str | None) -> str | None:
+    """Refuses a folder that holds something. Returns the checkpoint to resume from."""
+    if resume is not None:
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        resume = last if resume.lower() in ("last", "true") else resume
+        if resume is None:
+            raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {folder}.")
+        if not (Path(resume) / "trainer_state.json").is_file():
+            raise ValueError(f'--resume_from_checkpoint must be "last" or a checkpoint folder, got {resume!r}.')
+    elif folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        advice = "choose another, or pass --overwrite_output_dir or --resume_from_checkpoint last"
+        raise ValueError(f"--output_dir {folder} is not an empty folder; {advice}.")
+    return resume
+
+
+def read_jsonl(path: Path, task: str) -> datasets.Dataset:
+    """The rows, each checked. datasets' own loader names no line in its errors and caches what it has read."""
+    texts, labels = TASKS[task]
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; --data_dir holds <task>/<split>.jsonl.") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} must be a JSON object, got {type(row).__name__}.")
+        for name in texts:
+            if not isinstance(row.get(name), str):
+                raise ValueError(f"{path}, line {number}: {name!r} must be a text, got {row.get(name)!r}.")
+        label = row.get("label")
+        if type(label) is not int or not 0 <= label < len(labels):
+            allowed = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
+            raise ValueError(f"{path}, line {number}: 'label' must be one of {allowed}, got {label!r}.")
+        rows.append({name: row[name] for name in (*texts, "label")})
+    if not rows:
+        raise ValueError(f"{path} is empty; it must hold one JSON object a line.")
+    return datasets.Dataset.from_list(rows)
+
+
+def load_data(args: DataArguments, seed: int) -> dict[str, datasets.Dataset]:
+    """split -> rows: train, then what to evaluate on; the first of these chooses the best checkpoint."""
+    splits = ["train", "validation"]
+    if args.task == "mnli":
+        splits = ["train", "validation_matched", "validation_mismatched"]
+    data = {}
+    for split in splits:
+        if args.data_dir is None:
+            try:
+                data[split] = datasets.load_dataset("nyu-mll/glue", args.task, split=split)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"nyu-mll/glue cannot be loaded, pass --data_dir for local files: {error}") from None
+        elif (path := Path(args.data_dir, args.task, f"{split}.jsonl")).exists() or split != "validation_mismatched":
+            data[split] = read_jsonl(path, args.task)
+    for split, rows in data.items():
+        name = "max_train_samples" if split == "train" else "max_eval_samples"
+        limit = getattr(args, name)
+        if limit is not None:
+            if limit < 1:
+                raise ValueError(f"--{name} must be an integer >= 1, got {limit}.")
+            data[split] = rows.shuffle(seed=seed).select(range(min(limit, len(rows))))
+    return data
+
+
+def load_model(
+    name: str, connection: str, im: dict[str, Any], labels: tuple[str, ...], max_seq_length: int
+) -> tuple[Any, Any]:
+    """Model and tokenizer."""
+    config_class: Any = BertConfig if connection == "bert" else IMBertConfig
+    model_class = AutoModelForSequenceClassification if connection == "bert" else IMBertForSequenceClassification
+    label2id = {label: i for i, label in enumerate(labels)}
+    try:
+        # IMBertConfig refuses other model types itself; BertConfig does not.
+        found = config_class.get_config_dict(name)[0].get("model_type", "bert")
+        if connection == "bert" and found != "bert":
+            raise ValueError(f"{name} holds a checkpoint of model_type {found!r}; --connection bert loads 'bert'.")
+        config = config_class.from_pretrained(name, id2label=dict(enumerate(labels)), label2id=label2id, **im)
+        longest = config.max_position_embeddings
+        if not 8 <= max_seq_length <= longest:
+            raise ValueError(f"--max_seq_length must be from 8 to {longest} for {name}, got {max_seq_length}.")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        # Without a vocabulary file, transformers 5 makes one of special tokens alone.
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError(f"{name} holds no tokenizer; save the model's own there.")
+        # float32: a checkpoint in half precision would be trained in it. Sizes: the classifier of a task with other
+        # labels is the only weight that can differ, and is drawn anew.
+        loaded = model_class.from_pretrained(name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    except OSError as error:
+        raise ValueError(f"--model_name_or_path {name} cannot be loaded: {str(error).splitlines()[0]}") from None
+    # transformers saves a loaded model under the names in the file it came from: LayerNorm.gamma and LayerNorm.beta for
+    # google-bert/bert-base-uncased, and on 5.0 for any. The Trainer skips these, without a word, when it loads its best
+    # or last checkpoint. A model made here is saved under its own names.
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    return model, tokenizer
+
+
+def compute_metrics(prediction: EvalPrediction, task: str) -> dict[str, float]:
+    predicted, labels = numpy.argmax(prediction.predictions, axis=-1), prediction.label_ids
+    metrics = {"accuracy": float(accuracy_score(labels, predicted))}
+    if task == "qqp":
+        metrics["f1"] = float(f1_score(labels, predicted, zero_division=0.0))
+    return metrics
+
+
+class StepTimer(TrainerCallback):
+    """Time within training steps; the Trainer's train_runtime holds evaluations and checkpoints, too."""
+
+    steps, seconds = 0, 0.0
+
+    def _now(self) -> float:
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.start = self._now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += self._now() - self.start
+        self.steps += 1
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that imbert_hf is imported from, and whether files differ from it; None without one."""
+    root = Path(imbert_hf.__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        # Not of a repository further up, in which a virtual environment may lie.
+        if (root / ".git").exists():
+            return {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return None
+
+
+def main(argv: list[str] | None = None) -> None:
+    # What can be wrong is found before the output folder is touched, and said in one sentence.
+    try:
+        model_args, data_args, args = parse(sys.argv[1:] if argv is None else argv)
+        im = im_values(model_args)
+        folder = Path(args.output_dir)
+        resume = check_folder(folder, data_args.overwrite_output_dir, args.resume_from_checkpoint)
+        data = load_data(data_args, args.seed if args.data_seed is None else args.data_seed)
+        set_seed(args.seed)  # the Trainer's own comes after the classifier is drawn
+        texts, labels = TASKS[data_args.task]
+        name, connection = model_args.model_name_or_path, model_args.connection
+        model, tokenizer = load_model(name, connection, im, labels, data_args.max_seq_length)
+    except ValueError as error:
+        sys.exit(f"finetune_glue.py: error: {' '.join(str(error).split())}")
+    git = git_state()
+
+    def tokenize(rows):
+        return tokenizer(*(rows[n] for n in texts), truncation=True, max_length=data_args.max_seq_length)
+
+    inputs = {split: rows.map(tokenize, batched=True) for split, rows in data.items()}  # the Trainer drops the texts
+    evaluated = [split for split in data if split != "train"]
+    timer = StepTimer()
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=inputs["train"],
+        eval_dataset=inputs[evaluated[0]],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=lambda prediction: compute_metrics(prediction, data_args.task),
+        callbacks=[timer],
+    )
+    if trainer.is_world_process_zero():
+        # An earlier run's results must not pass for this one's, nor its checkpoints for points to resume from.
+        (folder / "results.json").unlink(missing_ok=True)
+        for old in folder.glob("checkpoint-*") if resume is None else ():
+            shutil.rmtree(old)
+
+    training = trainer.train(resume_from_checkpoint=resume)
+    scores = {split: trainer.evaluate(inputs[split]) for split in evaluated}
+    trainer.save_model()
+    trainer.save_state()
+    if not trainer.is_world_process_zero():
+        return
+    modules = (torch, transformers, datasets, accelerate, imbert_hf)
+    results = {
+        "task": data_args.task,
+        "connection": connection,
+        "metrics": {s: {n.removeprefix("eval_"): v for n, v in score.items()} for s, score in scores.items()},
+        "rows": {split: len(rows) for split, rows in data.items()},
+        "seed": args.seed,
+        "steps": trainer.state.global_step,
+        # Of this process: after a resume, of the steps since. Fetching of batches, evaluations and checkpoints are out.
+        "steps_timed": timer.steps,
+        "seconds_per_training_step": timer.seconds / timer.steps if timer.steps else None,
+        "seconds_per_eval_row": {s: score["eval_runtime"] / len(data[s]) for s, score in scores.items()},
+        "train_runtime": training.metrics["train_runtime"],
+        "im_fields": {name: getattr(model.config, name) for name in IM_FIELDS if hasattr(model.config, name)} or None,
+        "arguments": {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_dict()},
+        "device": str(args.device),
+        "resumed_from": resume,
+        "best_checkpoint": trainer.state.best_model_checkpoint,
+        "history": trainer.state.log_history,
+        "versions": {"python": platform.python_version()} | {m.__name__: str(m.__version__) for m in modules},
+        "git": git,
+    }
+    part = folder / "results.json.part"
+    part.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(part, folder / "results.json")  # whole or not at all
+    print(f"{json.dumps(results['metrics'])} in {folder / 'results.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""The models against transformers' BERT with the same weights, and what must not change a prediction."""
+
+import inspect
+import itertools
+
+import pytest
+import torch
+import transformers
+from conftest import bert_config, imbert_config, lively
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+import imbert_hf
+from imbert_hf import IMBertForSequenceClassification, IMBertModel
+
+
+HEADS = [
+    "Model",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForMaskedLM",
+    "ForNextSentencePrediction",
+    "ForPreTraining",
+]
+PAIRS = list(itertools.product(("fixed_point", "anderson", "gradient_descent"), ("unrolled", "implicit", "one_step")))
+
+
+def pair_of(head, **kwargs):
+    """BERT and IM-BERT with the same weights."""
+    bert = lively(getattr(transformers, f"Bert{head}")(bert_config())).eval()
+    model = getattr(imbert_hf, f"IMBert{head}")(imbert_config(**kwargs)).eval()
+    model.load_state_dict(bert.state_dict())
+    return bert, model
+
+
+def inputs_for(head, batch):
+    """Inputs and labels of a head."""
+    ids = batch["input_ids"]
+    rows = torch.arange(len(ids))
+    return {
+        "Model": batch,
+        "ForSequenceClassification": {**batch, "labels": rows % 2},
+        "ForTokenClassification": {**batch, "labels": ids % 2},
+        "ForQuestionAnswering": {**batch, "start_positions": rows, "end_positions": rows + 1},
+        "ForMultipleChoice": {**{k: v[None].repeat(2, 1, 1) for k, v in batch.items()}, "labels": rows[:2]},
+        "ForMaskedLM": {**batch, "labels": ids},
+        "ForNextSentencePrediction": {**batch, "labels": rows % 2},
+        "ForPreTraining": {**batch, "labels": ids, "next_sentence_label": rows % 2},
+    }[head]
+
+
+EXACTLY_BERT = {
+    "no implicit layer": {"im_layers": []},
+    "no iteration": {"im_iterations": 0},
+    "theta 0": {"im_theta": 0.0},
+    "theta 0, another solver": {"im_theta": 0.0, "im_solver": "gradient_descent", "im_gradient": "unrolled"},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("setting", EXACTLY_BERT.values(), ids=EXACTLY_BERT)
+def test_exact_settings_are_bert_bit_for_bit_with_dropout(head, setting, batch):
+    bert, model = pair_of(head, **setting)
+    kwargs = {**inputs_for(head, batch), "output_hidden_states": True}
+    for train in (False, True):
+        results = []
+        for m in (bert, model):
+            m.train(train).zero_grad()
+            torch.manual_seed(3)
+            outputs = m(**kwargs)
+            loss = outputs.last_hidden_state.square().mean() if head == "Model" else outputs.loss
+            loss.backward()
+            results.append((outputs.to_tuple(), {n: p.grad for n, p in m.named_parameters()}, torch.get_rng_state()))
+        expected, actual = results
+        torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=0)
+        torch.testing.assert_close(actual[1], expected[1], rtol=0, atol=0)
+        assert torch.equal(actual[2], expected[2])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_state_dicts_and_checkpoints_go_both_ways(head, tmp_path):
+    bert, model = pair_of(head)
+    assert list(model.state_dict()) == list(bert.state_dict())
+    bert.load_state_dict(model.state_dict())
+    bert.save_pretrained(tmp_path / "bert")
+    loaded, info = type(model).from_pretrained(tmp_path / "bert", im_theta=0.0, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    torch.testing.assert_close(loaded.state_dict(), bert.state_dict(), rtol=0, atol=0)
+    model.save_pretrained(tmp_path / "imbert")
+    back, info = type(bert).from_pretrained(tmp_path / "imbert", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    torch.testing.assert_close(back.state_dict(), bert.state_dict(), rtol=0, atol=0)
+
+
+def test_a_headless_checkpoint_misses_the_head_alone(tmp_path):
+    transformers.BertModel(bert_config()).save_pretrained(tmp_path)
+    _, info = IMBertForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}
+    assert not info["unexpected_keys"]
+
+
+def test_tied_weights_stay_tied():
+    model = imbert_hf.IMBertForMaskedLM(imbert_config())
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_forward_takes_and_returns_what_bert_does_and_the_statistics(head, batch):
+    bert, model = pair_of(head)
+    signature = inspect.signature(model.forward)
+    assert [p for p in signature.parameters if p != "output_im_statistics"] == list(
+        inspect.signature(bert.forward).parameters
+    )
+    kwargs = inputs_for(head, batch)
+    plain = model(**kwargs)
+    assert isinstance(plain, type(bert(**kwargs)))
+    assert list(plain) == list(bert(**kwargs))
+    assert plain.im_residuals is None
+    assert plain.im_iterations_used is None
+    model.config.im_layers = [0, 2]
+    told = model(**kwargs, output_im_statistics=True)
+    rows = 6 if head == "ForMultipleChoice" else 3
+    assert len(told.im_residuals) == len(told.im_iterations_used) == 2
+    for residual, steps in zip(told.im_residuals, told.im_iterations_used, strict=True):
+        assert residual.shape == steps.shape == (rows,)
+        assert (residual > 0).all()
+        assert (steps == 3).all()
+    as_tuple = model(**kwargs, output_im_statistics=True, return_dict=False)
+    torch.testing.assert_close(as_tuple[0], told[0])
+    assert len(as_tuple) == len(told)
+    assert type(model(**kwargs, return_dict=False)) is tuple
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_labels", "problem_type"),
+    [
+        (torch.tensor([0, 2, 1]), 3, "single_label_classification"),
+        (torch.tensor([0.5, -1.0, 2.0]), 1, "regression"),
+        (torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), 2, "multi_label_classification"),
+    ],
+)
+def test_problem_types(batch, labels, num_labels, problem_type):
+    model = IMBertForSequenceClassification(imbert_config(num_labels=num_labels))
+    outputs = model(**batch, labels=labels)
+    assert model.config.problem_type == problem_type
+    assert outputs.logits.shape == (3, num_labels)
+    outputs.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_layer_solves_the_relation_of_bert_layers(batch):
+    # y = (x + F(y)) / 2 for every layer, F being transformers' own.
+    bert, model = pair_of("Model", im_iterations=60, im_solver="anderson", attn_implementation="eager")
+    bert, model = bert.double(), model.double()
+    bert.set_attn_implementation("eager")
+    with torch.no_grad():
+        hidden = model(**batch, output_hidden_states=True).hidden_states
+        mask = torch.where(batch["attention_mask"].bool(), 0.0, -torch.inf)[:, None, None].double()
+        for layer, x, y in zip(bert.encoder.layer, hidden, hidden[1:], strict=False):
+            real = batch["attention_mask"].bool()
+            torch.testing.assert_close(y[real], ((x + layer(y, mask)) / 2)[real], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_hidden_states_and_attentions_are_as_many_as_berts(solver, gradient, batch):
+    bert, model = pair_of("Model", im_solver=solver, im_gradient=gradient)
+    for m in (bert, model):
+        m.set_attn_implementation("eager")
+    for train, layers in itertools.product((False, True), ("all", [1])):
+        model.config.im_layers = layers
+        expected = bert.train(train)(**batch, output_attentions=True, output_hidden_states=True)
+        actual = model.train(train)(**batch, output_attentions=True, output_hidden_states=True)
+        assert len(actual.hidden_states) == len(expected.hidden_states) == 4
+        assert [a.shape for a in actual.attentions] == [a.shape for a in expected.attentions]
+        assert torch.equal(actual.hidden_states[-1], actual.last_hidden_state)
+        if not train:
+            for a in actual.attentions:
+                torch.testing.assert_close(a.sum(-1), torch.ones(a.shape[:-1]))
+    model.eval().config.im_layers = "all"
+    model.config.im_iterations = 0
+    exact = model(**batch, output_attentions=True).attentions
+    torch.testing.assert_close(exact, bert.eval()(**batch, output_attentions=True).attentions, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_contexts_give_the_same_logits(solver, gradient, batch):
+    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_gradient=gradient, im_eval_iterations=2)
+    reference = model(**batch).logits
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, reference, rtol=0, atol=1e-6)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(**batch).logits, reference, rtol=0, atol=1e-6)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    mask = batch["attention_mask"]
+    torch.testing.assert_close(model(inputs_embeds=embeds, attention_mask=mask).logits, reference, rtol=0, atol=1e-6)
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(**batch).logits, reference, rtol=0, atol=1e-5)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model(**batch).logits.float(), reference, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_every_pair_trains(solver, gradient, batch):
+    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_gradient=gradient, im_learning_rate=0.02)
+    labels = torch.tensor([0, 1, 1])
+    before = model(**batch, labels=labels).loss.item()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    torch.manual_seed(0)
+    for _ in range(8):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert model.eval()(**batch, labels=labels).loss.item() < 0.6 * before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("solver", ["fixed_point", "anderson", "gradient_descent"])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-2])
+def test_a_row_agrees_alone_and_in_any_batch_at_any_padding(solver, dtype, tolerance, batch):
+    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_tolerance=tolerance, im_learning_rate=0.02)
+    model.to(dtype)
+    atol = 1e-12 if dtype == torch.float64 else {"gradient_descent": 1e-4}.get(solver, 1e-5)
+    with torch.no_grad():
+        reference = model(**batch).logits
+        order = torch.tensor([2, 0, 1])
+        torch.testing.assert_close(
+            model(**{k: v[order] for k, v in batch.items()}).logits, reference[order], rtol=0, atol=atol
+        )
+        wider = {k: torch.nn.functional.pad(v, (0, 20)) for k, v in batch.items()}
+        torch.testing.assert_close(model(**wider).logits, reference, rtol=0, atol=atol)
+        for i, length in enumerate(batch["attention_mask"].sum(1)):
+            alone = {k: v[i : i + 1, :length] for k, v in batch.items()}
+            torch.testing.assert_close(model(**alone).logits[0], reference[i], rtol=0, atol=atol)
+            left = {k: torch.nn.functional.pad(v, (4, 0)) for k, v in alone.items()}
+            left["position_ids"] = torch.nn.functional.pad(torch.arange(length), (4, 0))[None]
+            states = model.bert(**left).last_hidden_state[0, 4:]
+            torch.testing.assert_close(states, model.bert(**alone).last_hidden_state[0], rtol=0, atol=10 * atol)
+
+
+def test_masks_that_layers_take(batch):
+    _, model = pair_of("ForSequenceClassification", im_solver="anderson", im_tolerance=1e-3, im_iterations=30)
+    expected = model(**batch, output_im_statistics=True)
+    mask = batch["attention_mask"]
+    four = mask[:, None, None, :].bool().expand(-1, 1, 9, -1)
+    additive = torch.where(four, 0.0, torch.finfo(torch.float32).min)
+    for other in (mask.bool(), mask.float(), four, additive):
+        outputs = model(batch["input_ids"], attention_mask=other, output_im_statistics=True)
+        torch.testing.assert_close(outputs.logits, expected.logits, rtol=0, atol=1e-5)
+        assert torch.equal(torch.stack(outputs.im_iterations_used), torch.stack(expected.im_iterations_used))
+    with pytest.raises(ValueError, match=r"attention_mask must be \(batch, length\)"):
+        model(batch["input_ids"], attention_mask=mask[:, None].expand(-1, 9, -1))
+    whole = model(batch["input_ids"][:1, :5])
+    torch.testing.assert_close(whole.logits, expected.logits[:1], rtol=0, atol=1e-5)
+
+
+def test_tolerance_and_eval_iterations_are_read_at_every_forward(batch):
+    _, model = pair_of("Model", im_solver="anderson")
+    model.config.im_eval_iterations = 5
+    assert (model(**batch, output_im_statistics=True).im_iterations_used[0] == 5).all()
+    assert (model.train()(**batch, output_im_statistics=True).im_iterations_used[0] == 3).all()
+    model.eval().config.im_eval_iterations = 60
+    model.config.im_tolerance = 1e-4
+    outputs = model(**batch, output_im_statistics=True)
+    assert all((r <= 1e-4).all() for r in outputs.im_residuals)
+    assert all((k < 60).all() for k in outputs.im_iterations_used)
+    model.config.im_theta = 0.0
+    assert all((r == 0).all() for r in model(**batch, output_im_statistics=True).im_residuals)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_gradient_checkpointing_changes_nothing_and_recomputes_once(solver, gradient, use_reentrant, batch):
+    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_gradient=gradient, im_learning_rate=0.02)
+    model.train()
+    calls = [0]
+    model.bert.encoder.layer[1].intermediate.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    results = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model._set_gradient_checkpointing(
+                True, lambda f, *a, **k: torch.utils.checkpoint.checkpoint(f, *a, use_reentrant=use_reentrant, **k)
+            )
+        model.zero_grad()
+        calls[0] = 0
+        torch.manual_seed(3)
+        loss = model(**batch, labels=torch.tensor([0, 1, 1])).loss
+        forward = calls[0]
+        loss.backward()
+        results.append((loss.detach(), [p.grad for p in model.parameters()], forward, calls[0] - forward))
+    (loss, grads, forward, backward), (ck_loss, ck_grads, ck_forward, ck_backward) = results
+    torch.testing.assert_close(ck_loss, loss, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ck_grads, grads, rtol=1e-3, atol=1e-5)
+    assert forward == 4
+    assert ck_backward <= backward + ck_forward <= backward + 5
+
+
+def test_compiled_inference_is_one_graph(batch):
+    _, model = pair_of("ForSequenceClassification")
+    with torch.no_grad():
+        expected = model(**batch).logits
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(**batch).logits, expected, rtol=0, atol=1e-5)
+
+
+class _NoHostRead(torch.utils._python_dispatch.TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor was read on the host"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_a_training_step_reads_no_more_on_the_host_than_bert(solver, gradient, batch):
+    _, model = pair_of("Model", im_solver=solver, im_gradient=gradient)
+    model.set_attn_implementation("eager")
+    embeds = torch.randn(3, 9, 32)
+    with _NoHostRead():
+        model.train()(inputs_embeds=embeds).last_hidden_state.sum().backward()
+
+
+def test_nan_is_never_silent(batch):
+    _, model = pair_of("ForSequenceClassification")
+    clean = model(**batch).logits
+    embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
+    embeds[1, 2] = float("nan")
+    with pytest.warns(RuntimeWarning, match="An implicit layer met non-finite values"):
+        outputs = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], output_im_statistics=True)
+    torch.testing.assert_close(outputs.logits[::2], clean[::2], rtol=0, atol=1e-6)
+    assert [r.isfinite().tolist() for r in outputs.im_residuals] == [[True, False, True]] * 3
+
+
+def test_the_second_derivative_is_refused_where_a_kernel_has_none(batch):
+    _, model = pair_of("ForSequenceClassification", im_solver="gradient_descent", im_gradient="unrolled")
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="attn_implementation 'flex_attention' has no second derivative"):
+        model.train()(**batch)
+
+
+def test_auto_classes():
+    config = AutoConfig.for_model("imbert", num_hidden_layers=1)
+    assert type(config) is imbert_hf.IMBertConfig
+    for name, reference in config.auto_map.items():
+        if name != "AutoConfig":
+            cls = getattr(imbert_hf, reference.split(".")[1])
+            assert getattr(transformers, name)._model_mapping[type(config)] is cls
+    model = AutoModelForSequenceClassification.from_config(imbert_config())
+    assert type(model) is IMBertForSequenceClassification
+    assert type(model.bert) is IMBertModel
