@@ -44,7 +44,7 @@ from imbert_hf import IMBertForSequenceClassification
 
 
 MODELS: dict[str, Any] = {"BERT": BertForSequenceClassification, "IM-BERT": IMBertForSequenceClassification}
-LABELS = {0: "negative", 1: "positive"}
+LABELS: Any = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
 EVAL_BATCH_SIZE = 64
 TYPO_VARIANTS = 8
 TYPO_RATE = 0.18  # of the words that TYPO_WORD finds
@@ -80,7 +80,7 @@ else:
     sys.exit("imbert_hf could be imported.")
 folder, device, batch_size, results = sys.argv[1:]
 model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).to(device).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 sentences, n, logits = json.load(sys.stdin), int(batch_size), []
 with torch.no_grad():
     for i in range(0, len(sentences), n):
@@ -117,9 +117,7 @@ def clause(sentence: str, rng: random.Random) -> str:
     return " ".join(rng.choice([[sentence, rng.choice(CLAUSES)], [rng.choice(CLAUSES), sentence]]))
 
 
-def perturbed(
-    perturb: Callable[[str, random.Random], str], sentences: list[str], seed: int, draw: int = 0
-) -> list[str]:
+def perturbed(perturb: Callable, sentences: list[str], seed: int, draw: int = 0) -> list[str]:
     # A generator per sentence: what happens to one depends on no other.
     return [perturb(text, random.Random(f"{seed} {draw} {text}")) for text in sentences]
 
@@ -140,11 +138,12 @@ def start_from(checkpoint: str | None, seed: int) -> tuple[Any, dict[str, Any]]:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         for name, model_class in MODELS.items():
             set_seed(seed)  # for the classifier, which the checkpoint does not hold
-            models[name] = model_class.from_pretrained(checkpoint, id2label=LABELS)
-    except (OSError, ValueError) as error:
+            models[name] = model_class.from_pretrained(checkpoint, **LABELS)
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"--model {checkpoint} cannot be loaded: {str(error).splitlines()[0]}")
     bert, im_bert = (model.state_dict() for model in models.values())
-    assert bert.keys() == im_bert.keys() and all(torch.equal(bert[key], im_bert[key]) for key in bert)
+    assert bert.keys() == im_bert.keys()
+    assert all(torch.equal(bert[key], im_bert[key]) for key in bert)
     return tokenizer, models
 
 
@@ -168,45 +167,42 @@ def train(model: Any, tokenizer: Any, rows: list[dict], args: argparse.Namespace
     return 1000 * result.metrics["train_runtime"] / result.global_step
 
 
-def outputs_of(model: Any, tokenizer: Any, sentences: list[str], label: str, **arguments: Any) -> Iterator[Any]:
+def outputs_of(model: Any, tokenizer: Any, sentences: list[str], **arguments: Any) -> Iterator[Any]:
     """The model's outputs, a batch at a time."""
     model.eval()
     with torch.no_grad():
-        for i in tqdm(range(0, len(sentences), EVAL_BATCH_SIZE), desc=label):
+        for i in range(0, len(sentences), EVAL_BATCH_SIZE):
             batch = tokenizer(sentences[i : i + EVAL_BATCH_SIZE], padding=True, return_tensors="pt")
             yield model(**batch.to(model.device), **arguments)
 
 
-def evaluate(
-    model: Any, tokenizer: Any, rows: list[dict], seed: int, name: str
-) -> tuple[list[float], torch.Tensor, float]:
+def evaluate(name: str, model: Any, tokenizer: Any, rows: list[dict], seed: int) -> tuple[list, torch.Tensor, float]:
     """Accuracies (clean, clause, typos, worst of the variants), logits of the clean sentences, ms per 100 sentences."""
     sentences, labels = [row["sentence"] for row in rows], torch.tensor([row["label"] for row in rows])
-    inputs = {"clean": sentences, "clause": perturbed(clause, sentences, seed)}
-    inputs |= {f"typos {i}": perturbed(typos, sentences, seed, i) for i in range(1, TYPO_VARIANTS + 1)}
+    variants = [perturbed(typos, sentences, seed, draw) for draw in range(TYPO_VARIANTS)]
     logits = []
     start = time.perf_counter()
-    for label, texts in inputs.items():
-        logits.append(torch.cat([out.logits.cpu() for out in outputs_of(model, tokenizer, texts, f"{name}, {label}")]))
+    for texts in tqdm([sentences, perturbed(clause, sentences, seed), *variants], desc=f"{name}, evaluation"):
+        logits.append(torch.cat([batch.logits.cpu() for batch in outputs_of(model, tokenizer, texts)]))
     elapsed = time.perf_counter() - start
-    right = torch.stack(logits).argmax(dim=-1) == labels  # (inputs, rows)
+    right = torch.stack(logits).argmax(dim=-1) == labels  # (2 + variants, rows)
     accuracies = [100 * hits.double().mean().item() for hits in (*right[:3], right[2:].all(dim=0))]
     return accuracies, logits[0], 1e5 * elapsed / right.numel()
 
 
 def mean_residual(model: Any, tokenizer: Any, sentences: list[str]) -> float:
     """Relative residual of the solves, averaged over implicit layers and sentences."""
-    outputs = outputs_of(model, tokenizer, sentences, "IM-BERT, residuals", output_im_statistics=True)
+    outputs = outputs_of(model, tokenizer, sentences, output_im_statistics=True)
     return torch.cat([torch.stack(batch.im_residuals, dim=1) for batch in outputs]).mean().item()
 
 
 def reload_elsewhere(folder: Path, sentences: list[str], device: torch.device, scratch: str) -> torch.Tensor:
     """Logits of the saved model, from a new process that cannot import imbert_hf."""
-    results = Path(scratch, "logits.pt")
-    command = [sys.executable, "-c", RELOAD, str(folder.resolve()), str(device), str(EVAL_BATCH_SIZE), str(results)]
+    texts, results = json.dumps(sentences), Path(scratch, "logits.pt")
+    command = [sys.executable, "-c", RELOAD, *map(str, (folder.resolve(), device, EVAL_BATCH_SIZE, results))]
     # It gets the folder and no Hub; the copy of the code that transformers makes goes with the scratch folder.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(scratch, "modules"))}
-    process = subprocess.run(command, env=environment, cwd=scratch, input=json.dumps(sentences), text=True)
+    process = subprocess.run(command, env=environment, cwd=scratch, input=texts, text=True)
     if process.returncode:
         sys.exit(f"A process without imbert_hf cannot use {folder}; its message stands above.")
     return torch.load(results)
@@ -227,7 +223,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few rows, one epoch: shows that it runs, and no more")
     parser.add_argument("--seed", type=int, default=0)
     # Chosen by the accuracy of BERT on a third of the training rows, held out.
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--batch_size", type=int, default=16)
     args = parser.parse_args()
@@ -247,7 +243,8 @@ def main() -> None:
     rows = [json.loads(line) for line in Path(__file__).with_name("reviews.jsonl").read_text("utf-8").splitlines()]
     train_rows, test_rows = ([row for row in rows if row["split"] == split] for split in ("train", "test"))
     if args.quick:
-        train_rows, test_rows, args.epochs = train_rows[:64], test_rows[:48], 1
+        train_rows, test_rows, args.epochs = train_rows[:32], test_rows[:24], 1
+    test_rows.sort(key=lambda row: len(row["sentence"]))  # batches of like lengths need less padding
     n, sentences = len(test_rows), [row["sentence"] for row in test_rows]
     print(f"BERT and IM-BERT start from the same weights; {len(train_rows)} sentences to train on, {n} to test.")
 
@@ -259,7 +256,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name, model in models.items():
             step = train(model, tokenizer, train_rows, args, scratch)
-            accuracies, logits, inference = evaluate(model, tokenizer, test_rows, args.seed, name)
+            accuracies, logits, inference = evaluate(name, model, tokenizer, test_rows, args.seed)
             residual = "-" if name == "BERT" else f"{mean_residual(model, tokenizer, sentences):.1e}"
             table.append([name, *(f"{a:.1f}" for a in accuracies), residual, f"{step:.0f}", f"{inference:.0f}"])
         model.save_pretrained(args.output_dir)  # the last of the two, IM-BERT
@@ -268,11 +265,10 @@ def main() -> None:
 
     print()
     print_table(table)
-    low, high = (196 * (p * (1 - p) / n) ** 0.5 for p in (0.8, 0.5))
     print(
-        f"\n{n} test rows and one seed ({args.seed}): an accuracy has a 95 % interval of about +-{low:.0f} to {high:.0f}"
+        f"\n{n} test rows and one seed ({args.seed}): an accuracy is known to about +-{98 / n**0.5:.0f} points (95 %),"
     )
-    print("points, and differences within it are not resolved. Both models have the recipe that suits BERT.")
+    print("so differences of that size are not resolved.")
     if args.quick:
         print("QUICK RUN: it shows that everything runs; the numbers are not meaningful.")
     agree = (reloaded.argmax(dim=-1) == logits.argmax(dim=-1)).sum().item()
@@ -284,7 +280,7 @@ def main() -> None:
     print("To load it, with imbert_hf installed or not:\n")
     print("    from transformers import AutoModelForSequenceClassification, AutoTokenizer")
     print(f"    model = AutoModelForSequenceClassification.from_pretrained({folder!r}, trust_remote_code=True)")
-    print(f"    tokenizer = AutoTokenizer.from_pretrained({folder!r})")
+    print(f"    tokenizer = AutoTokenizer.from_pretrained({folder!r}, trust_remote_code=True)")
 
 
 if __name__ == "__main__":

