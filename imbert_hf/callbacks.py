@@ -16,6 +16,10 @@ class IMBertStatisticsCallback(TrainerCallback):
     Measuring costs one more evaluation of each implicit layer, so only one forward in `every` is measured. With a plain
     BERT nothing is logged.
 
+    The Trainer calls reporting callbacks (TensorBoard, W&B) before those passed to it, so that these values reach the
+    progress bar and state.log_history, but a report only after
+    trainer.callback_handler.callbacks.insert(0, IMBertStatisticsCallback()).
+
     Args:
         every: measure one training forward in this many, the first included.
     """
@@ -52,9 +56,9 @@ class IMBertStatisticsCallback(TrainerCallback):
             self._residuals.append(torch.stack(residuals))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not self._residuals:
+        if not self._residuals or "loss" not in logs:  # an evaluation's log has no place for them
             return
-        residuals = torch.cat([r.flatten() for r in self._residuals]).float()
+        residuals = torch.cat([r.flatten().float().cpu() for r in self._residuals])
         self._residuals = []
         values = {
             "im_residual_mean": residuals.mean().item(),

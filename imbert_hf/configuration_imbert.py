@@ -127,6 +127,7 @@ class IMBertConfig(BertConfig):
 
     model_type = "imbert"
     _auto_class = "AutoConfig"
+    keys_to_ignore_at_inference = ["past_key_values", "im_residuals", "im_iterations_used"]  # noqa: RUF012
 
     im_theta: float = 1.0
     im_layers: Any = "all"
@@ -146,6 +147,9 @@ class IMBertConfig(BertConfig):
     def __init__(self, **kwargs):
         refuse_unknown_im_names(kwargs)
         im_values = {name: kwargs.pop(name, getattr(type(self), name)) for name in _FIELDS}
+        found = kwargs.pop("model_type", None)  # of the to_dict() of BERT's config, or of this one's
+        if found not in (None, "bert", self.model_type):
+            raise ValueError(f"model_type must be 'bert' or {self.model_type!r}, got {found!r}.")
         # Entries read from the Hub point to that repository; a saved copy must point to itself.
         auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
         super().__init__(**kwargs)
@@ -202,6 +206,10 @@ class IMBertConfig(BertConfig):
             setattr(self, name, getattr(self, name))
         _ = self.implicit_layers
 
+    def save_pretrained(self, *args, **kwargs):
+        self.check_im_fields()  # im_layers may have been edited in place
+        return super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         refuse_unknown_im_names(kwargs)  # transformers hands an unknown keyword on to the model, or drops it
@@ -221,7 +229,5 @@ class IMBertConfig(BertConfig):
             )
         return {**config_dict, "model_type": cls.model_type}, kwargs
 
-
-IMBertConfig.register_for_auto_class()
 
 __all__ = ["IMBertConfig"]

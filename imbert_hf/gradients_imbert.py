@@ -16,13 +16,13 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .solvers_imbert import Evaluation, FixedPoint, Relation, Solution, Solver, solve
+from .solvers_imbert import Anderson, Evaluation, Relation, Solution, Solver, solve
 
 
 # e of f(h) = F(h) - e h
@@ -69,14 +69,10 @@ class FixedMap:
     def _autocast(self):
         # A weight cast under no_grad must not stay in autocast's cache: a tracked evaluation would find it there,
         # without its gradient.
-        if not self.grad:
+        if not self.grad or not torch.amp.is_autocast_available(self.device.type):
             return contextlib.nullcontext()
-        enabled = self.autocast is not None
-        if not enabled and not torch.amp.is_autocast_available(self.device.type):
-            return contextlib.nullcontext()
-        return torch.autocast(
-            self.device.type, dtype=self.autocast, enabled=enabled, cache_enabled=torch.is_grad_enabled()
-        )
+        enabled, cache = self.autocast is not None, torch.is_grad_enabled()
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled, cache_enabled=cache)
 
     def _get_state(self) -> tuple:
         cpu = torch.get_rng_state()
@@ -183,22 +179,29 @@ class Implicit:
     """
 
     iterations: int | None = None
-    solver: Solver = FixedPoint()  # noqa: RUF009 - frozen
+    solver: Solver = Anderson()  # noqa: RUF009 - frozen
     unrolled = False
     needs_parameters = True
+
+    def __post_init__(self):
+        if self.iterations is not None and not (isinstance(self.iterations, int) and self.iterations >= 0):
+            raise ValueError(f"iterations must be an integer >= 0 or None, got {self.iterations!r}.")
+        if self.solver.needs_pullback:
+            raise ValueError(f"solver must be FixedPoint or Anderson for the adjoint relation, got {self.solver!r}.")
 
     def solve(self, problem):
         with torch.no_grad():
             solution = problem.solve(problem.evaluate)
         iterations = problem.iterations if self.iterations is None else self.iterations
-        adjoint = partial(_adjoint, problem.F, problem.relation, problem.parameters, self.solver, iterations)
-        value = _ImplicitGradient.apply(solution.value, problem.relation.b, adjoint, *problem.parameters)
+        b, s, c, mask = (getattr(problem.relation, name) for name in ("b", "s", "c", "mask"))
+        adjoint = partial(_adjoint, problem.F, problem.parameters, s, c, mask, self.solver, iterations)
+        value = _ImplicitGradient.apply(solution.value, b, adjoint, *problem.parameters)
         return replace(solution, value=value)
 
 
-def _adjoint(F, relation, parameters, solver, iterations, y, v) -> tuple[Tensor | None, ...]:
+def _adjoint(F, parameters, s, c, mask, solver, iterations, y, v) -> tuple[Tensor | None, ...]:
     """Gradients of b and of the parameters from the cotangent v of the solution y."""
-    ratio = relation.s / relation.c
+    ratio = s / c
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         Fy = F(leaf)
@@ -206,10 +209,19 @@ def _adjoint(F, relation, parameters, solver, iterations, y, v) -> tuple[Tensor 
     def evaluate(w, last):
         return torch.autograd.grad(Fy, leaf, w, retain_graph=True, materialize_grads=True)[0], None
 
-    transposed = Relation(v, ratio, 1.0, relation.mask)
-    w = solve(transposed, evaluate, solver, relation.c * v, None, iterations, tolerance=0.0).value
-    grads = torch.autograd.grad(Fy, parameters, ratio * w, retain_graph=True, allow_unused=True) if parameters else ()
-    return w / relation.c, *grads
+    solution = solve(Relation(v, ratio, 1.0, mask), evaluate, solver, c * v, None, iterations, tolerance=0.0)
+    # An overflow shows as in any backward pass: loss scaling of float16 relies on it.
+    finite = solution.finite.view([-1] + [1] * (v.dim() - 1))
+    w = torch.where(finite, solution.value, torch.nan)
+    if not parameters:
+        return (w / c,)
+    grads = torch.autograd.grad(Fy, parameters, ratio * w, retain_graph=True, allow_unused=True)
+    if all(grad is None for grad in grads):
+        raise RuntimeError(
+            "The layer's parameters were replaced between forward and backward, as torch.func.functional_call does; "
+            "use the gradient mode 'unrolled' or 'one_step' there."
+        )
+    return w / c, *grads
 
 
 class _ImplicitGradient(torch.autograd.Function):
@@ -268,24 +280,17 @@ def _evaluate(F: FixedMap, y: Tensor, pullback: bool) -> Evaluation:
     return _with_pullback(F, y) if pullback else (F(y), None)
 
 
-def _parameters(layer: Callable, F: FixedMap, x: Tensor) -> tuple[Tensor, ...]:
-    """The tensors beside its input that F depends on and that need gradients.
-
-    A module's parameters; for any other callable the leaves that one evaluation finds in its graph.
-    """
-    if hasattr(layer, "parameters"):
-        return tuple(p for p in layer.parameters() if p.requires_grad)
-    with torch.enable_grad():
-        nodes = [F(x.detach()).grad_fn]
-    leaves, seen = [], set()
+def _leaves(value: Tensor, entry: Any = None) -> tuple[Tensor, ...]:
+    """The leaf tensors in the graph of `value` up to the node `entry`: what a callable depends on beside its input."""
+    nodes: list[Any] = [value.grad_fn]
+    seen, leaves = {entry, None}, []
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        nodes.extend(next_node for next_node, _ in node.next_functions)
+        if node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                leaves.append(node.variable)
+            nodes.extend(next_node for next_node, _ in node.next_functions)
     return tuple(leaves)
 
 
@@ -307,8 +312,7 @@ class _Recomputed(torch.autograd.Function):
         with torch.enable_grad():
             x = ctx.x.requires_grad_()
             value = ctx.run(x)
-        grads = torch.autograd.grad(value, (x, *ctx.parameters), v, retain_graph=True, allow_unused=True)
-        return None, *grads
+        return None, *torch.autograd.grad(value, (x, *ctx.parameters), v, allow_unused=True)
 
 
 def implicit_step(
@@ -346,16 +350,17 @@ def implicit_step(
 
     Returns:
         Solution. F is evaluated iterations + 1 times with guess "explicit" and max(iterations, 1) times with "previous"
-        at tolerance 0; gradient_descent adds `iterations` vector-Jacobian products. An implicit gradient through a
-        callable without `parameters()` costs one evaluation more, which finds what the callable closes over.
+        at tolerance 0; gradient_descent adds `iterations` vector-Jacobian products.
 
     Raises:
         ValueError: an argument outside what is listed above.
     """
     _check(x, vector_field, step_size, theta, initial_guess, iterations, tolerance, mask)
-    tracked = torch.is_grad_enabled() and (
-        x.requires_grad or not hasattr(layer, "parameters") or any(p.requires_grad for p in layer.parameters())
-    )
+    # What F depends on beside its input: a module tells; for another callable it is found where it is needed.
+    parameters = None
+    if hasattr(layer, "parameters"):
+        parameters = tuple(p for p in layer.parameters() if p.requires_grad)
+    tracked = torch.is_grad_enabled() and (x.requires_grad or parameters != ())
     with torch.set_grad_enabled(tracked):
         F = FixedMap(layer, x)
         mask = None if mask is None else mask.bool()
@@ -369,29 +374,37 @@ def implicit_step(
             graph = torch.is_grad_enabled()
             s, previous = step_size * theta, initial_guess == "previous"
             solved = iterations > 0 and theta > 0
-            first, b, guess = None, x, x
-            if not (solved and previous and theta == 1):  # else F(x) is the evaluation of the first iteration
-                with torch.set_grad_enabled(graph and (not solved or theta < 1 or gradient.unrolled)):
-                    first = _evaluate(F, x, solved and previous and solver.needs_pullback)
+            first: Any = None
+            b = guess = entry = x
+            search = parameters is None and graph and solved and gradient.needs_parameters
+            if search or not (solved and previous and theta == 1):  # else F(x) is evaluated by the first iteration
+                entry = _Carry.apply(x.detach(), x) if search else x
+                with torch.set_grad_enabled(graph and (search or not solved or theta < 1 or gradient.unrolled)):
+                    first = _evaluate(F, entry, solved and previous and solver.needs_pullback)
                 b = x if theta == 1 else euler(first[0], step_size * (1 - theta))
                 guess = x if previous else euler(first[0], step_size)
             relation = Relation(b, s, 1 + carry * s, mask)
             if not solved:
                 return _explicit(F, relation, b if theta == 0 else guess, tolerance)
-            parameters = _parameters(layer, F, x) if graph and gradient.needs_parameters else ()
-            first = first if previous else None
-            problem = _Problem(F, x, relation, solver, guess, first, iterations, tolerance, parameters)
+            found = _leaves(first[0], entry.grad_fn) if search else parameters
+            problem = _Problem(
+                F, x, relation, solver, guess, first if previous else None, iterations, tolerance, found or ()
+            )
             return gradient.solve(problem) if graph else problem.solve(problem.evaluate)
 
         if not (tracked and gradient.unrolled and solver.needs_pullback and _saved_tensor_hooks_active()):
             return step(x)
-        solutions = []
+        solutions: list[Solution] = []
 
         def run(x: Tensor) -> Tensor:
-            solutions.append(step(x))
-            return solutions[-1].value
+            solution = step(x)
+            if not solutions:  # the recomputed one holds a graph
+                solutions.append(solution)
+            return solution.value
 
-        value = _Recomputed.apply(run, x, *_parameters(layer, F, x))
+        if parameters is None:
+            parameters = _leaves(F(x.detach()))
+        value = _Recomputed.apply(run, x, *parameters)
         return replace(solutions[0], value=value)
 
 
@@ -411,7 +424,7 @@ def _check(x, vector_field, step_size, theta, initial_guess, iterations, toleran
         ("initial_guess", initial_guess, initial_guess in INITIAL_GUESSES, f"one of {list(INITIAL_GUESSES)}"),
         ("step_size", step_size, 0 < step_size < float("inf"), "a finite number > 0"),
         ("theta", theta, 0 <= theta <= 1, "a number from 0 to 1"),
-        ("iterations", iterations, iterations >= 0, "an integer >= 0"),
+        ("iterations", iterations, isinstance(iterations, int) and iterations >= 0, "an integer >= 0"),
         ("tolerance", tolerance, 0 <= tolerance < float("inf"), "a finite number >= 0"),
     ):
         if not ok:

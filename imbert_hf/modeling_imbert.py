@@ -57,20 +57,20 @@ SOLVERS: dict[str, Callable[[IMBertConfig], Solver]] = {
     "fixed_point": lambda config: FixedPoint(config.im_damping),
     "anderson": lambda config: Anderson(config.im_damping, config.im_anderson_memory),
 }
-# The adjoint relation is linear and has no residual to descend on without forward-mode products.
-ADJOINT_SOLVERS = {**SOLVERS, "gradient_descent": lambda config: FixedPoint()}
 GRADIENTS: dict[str, Callable[[IMBertConfig], Gradient]] = {
     "unrolled": lambda config: Unrolled(),
-    "implicit": lambda config: Implicit(config.im_gradient_iterations, ADJOINT_SOLVERS[config.im_solver](config)),
+    # Always accelerated: the plain adjoint iteration diverges where the map does, as with the layer field.
+    "implicit": lambda config: Implicit(config.im_gradient_iterations, Anderson(memory=config.im_anderson_memory)),
     "one_step": lambda config: OneStep(),
 }
 
 
 @dataclass
 class _Pass:
-    """What the implicit layers of one forward share: the token mask, and what they report."""
+    """What the implicit layers of one forward share: the model's config, the token mask, and what they report."""
 
-    mask: Tensor | None
+    config: IMBertConfig
+    mask: Tensor | None = None
     statistics: list[tuple[Tensor, Tensor]] | None = None
     finite: list[Tensor] = field(default_factory=list)
 
@@ -95,7 +95,16 @@ class _LayerMap:
     def __init__(self, layer: "IMBertLayer", args: tuple, kwargs: dict, math_attention: bool):
         self.layer, self.args, self.kwargs, self.math_attention = layer, args, kwargs, math_attention
         self.training = any(module.training for module in layer.modules())
-        self.parameters = layer.parameters
+        # Replicas of DataParallel hold theirs under another name.
+        self.own = [
+            p
+            for module in layer.modules()
+            for p in (*module._parameters.values(), *getattr(module, "_former_parameters", {}).values())
+            if p is not None
+        ]
+
+    def parameters(self) -> list[Tensor]:
+        return self.own
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH) if self.math_attention else contextlib.nullcontext():
@@ -109,24 +118,29 @@ class IMBertLayer(BertLayer):
         super().__init__(config, layer_idx=layer_idx)
         self.config = config
         self.layer_idx = layer_idx
-        self.attention.self = IMBertSelfAttention(config, layer_idx=layer_idx)
+        # Not built anew: that would draw other random numbers for the weights than BERT does.
+        self.attention.self.__class__ = IMBertSelfAttention
 
     def forward(self, hidden_states: Tensor, *args, im_pass: _Pass | None = None, **kwargs) -> Tensor:
-        config = self.config
+        im_pass = im_pass or _Pass(self.config)
+        config = im_pass.config
         if self.layer_idx not in config.implicit_layers:
             return super().forward(hidden_states, *args, **kwargs)
         solver, gradient = SOLVERS[config.im_solver](config), GRADIENTS[config.im_gradient](config)
         iterations = config.im_iterations
         if not self.training and config.im_eval_iterations is not None:
             iterations = config.im_eval_iterations
-        twice = solver.needs_pullback and gradient.unrolled and torch.is_grad_enabled()
+        # In training, whether a graph is recorded or not: reentrant checkpointing runs both with the same kernels.
+        twice = solver.needs_pullback and gradient.unrolled and (self.training or torch.is_grad_enabled())
         if twice and config._attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"attn_implementation {config._attn_implementation!r} has no second derivative, which im_solver "
                 "'gradient_descent' with im_gradient 'unrolled' needs in training; use 'sdpa' or 'eager', or another "
                 "im_gradient."
             )
-        im_pass = im_pass or _Pass(None)
+        mask = im_pass.mask
+        if mask is not None and mask.shape[0] == 1:  # one mask for all rows
+            mask = mask.expand(hidden_states.shape[:2])
         weights: list[Tensor] = []
         solution = implicit_step(
             _LayerMap(self, args, {**kwargs, "im_weights": weights}, twice and iterations > 0 and config.im_theta > 0),
@@ -139,13 +153,13 @@ class IMBertLayer(BertLayer):
             initial_guess=config.im_initial_guess,
             iterations=iterations,
             tolerance=config.im_tolerance,
-            mask=im_pass.mask,
+            mask=mask,
         )
+        if weights:  # before the statistics evaluate the layer once more
+            self.attention.self(None, im_weights=weights, im_report=True)
         im_pass.finite.append(solution.finite)
         if im_pass.statistics is not None:
             im_pass.statistics.append((solution.residual, solution.num_steps))
-        if weights:
-            self.attention.self(None, im_weights=weights, im_report=True)
         return solution.value
 
 
@@ -259,15 +273,20 @@ def _token_mask(attention_mask: Tensor | None) -> Tensor | None:
             "attention_mask must be (batch, length), or (batch, heads or 1, length, length) as the layers take it, got "
             f"{tuple(attention_mask.shape)}."
         )
-    # A token is real where some query may attend to it: True in a bool mask, 0 in an additive one.
-    allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+    # A token is real where some query may attend to it: True in a bool mask, no large negative in an additive one.
+    allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask > -1e3
     return allowed.any(dim=2).any(dim=1)
 
 
 @wraps(BertModel.forward)
 def _bert_model_forward(self, input_ids=None, attention_mask=None, *args, im_statistics=None, **kwargs):
     """BertModel.forward, with what its implicit layers share handed on to them."""
-    im_pass = _Pass(_token_mask(attention_mask), im_statistics)
+    for name in ("past_key_values", "encoder_hidden_states"):
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"{name} must be None for IM-BERT: each evaluation of a layer would write the cache again."
+            )
+    im_pass = _Pass(self.config, _token_mask(attention_mask), im_statistics)
     outputs = BertModel.forward(self, input_ids, attention_mask, *args, im_pass=im_pass, **kwargs)
     if im_pass.finite:
         _report_non_finite(torch.stack(im_pass.finite).all(dim=0))
@@ -280,15 +299,17 @@ _unread: dict[torch.device, tuple[int, Tensor]] = {}
 def _report_non_finite(finite: Tensor) -> None:
     """Warns where a solve met non-finite values; (batch,) bool.
 
-    Memory of the host is read at every call. Elsewhere the flags of 64 calls are gathered first, since to read one
-    waits for the device.
+    Memory of the host is read at every call. Elsewhere to read waits for the device: the flags are gathered, and read
+    at calls 1, 2, 4, ... 64 and every 64 from there on.
     """
     if torch.compiler.is_compiling() or type(finite) is not Tensor:
         return
     if finite.device.type != "cpu":
-        calls, flag = _unread.pop(finite.device, (0, finite.all()))
-        if calls < 63:
-            _unread[finite.device] = calls + 1, flag & finite.all()
+        calls, flag = _unread.get(finite.device, (0, finite.all()))
+        calls, flag = calls + 1, flag & finite.all()
+        read = calls % 64 == 0 or calls in (1, 2, 4, 8, 16, 32)
+        _unread[finite.device] = calls, torch.ones_like(flag) if read else flag
+        if not read:
             return
         finite = flag.reshape(1)
     if not all(finite.tolist()):

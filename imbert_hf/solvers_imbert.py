@@ -69,6 +69,11 @@ def _ratio(residual: Tensor, size: Tensor) -> Tensor:
     return torch.where(ratio.isnan(), torch.inf, ratio)
 
 
+def _require(ok: bool, what: str, value: Any) -> None:
+    if not ok:
+        raise ValueError(f"{what}, got {value!r}.")
+
+
 class Solver(Protocol):
     """What the loop asks of a solver."""
 
@@ -88,6 +93,9 @@ class FixedPoint:
     damping: float = 1.0
     needs_pullback = False
 
+    def __post_init__(self):
+        _require(0 < self.damping <= 1, "damping must be a number > 0 and <= 1", self.damping)
+
     def init(self) -> None:
         return None
 
@@ -105,6 +113,9 @@ class GradientDescent:
 
     learning_rate: float = 0.1
     needs_pullback = True
+
+    def __post_init__(self):
+        _require(0 < self.learning_rate < float("inf"), "learning_rate must be a finite number > 0", self.learning_rate)
 
     def init(self) -> None:
         return None
@@ -127,6 +138,10 @@ class Anderson:
     memory: int = 3
     needs_pullback = False
 
+    def __post_init__(self):
+        _require(0 < self.damping <= 1, "damping must be a number > 0 and <= 1", self.damping)
+        _require(isinstance(self.memory, int) and self.memory >= 1, "memory must be an integer >= 1", self.memory)
+
     def init(self) -> list:
         return []
 
@@ -141,7 +156,8 @@ class Anderson:
             D = torch.stack([relation.real(t).flatten(1) for t in dd], dim=1)  # (batch, memory, length * width)
             D = D.to(torch.promote_types(D.dtype, torch.float32))
             target = relation.real(d).flatten(1).to(D.dtype)
-            weights = _least_squares(D, target).to(y.dtype)  # (batch, memory)
+            with torch.autocast(D.device.type, enabled=False):  # its squares need the precision
+                weights = _least_squares(D, target).to(y.dtype)  # (batch, memory)
             for i in range(len(pairs)):
                 weight = weights[:, i].view(-1, *[1] * (y.dim() - 1))
                 y_next = y_next - weight * (dy[i] + self.damping * dd[i])
@@ -173,7 +189,7 @@ class Solution:
     """What a solve returns.
 
     value: (batch, length, width), the solution, differentiable as the gradient mode says.
-    num_steps: (batch,) int64, iterations behind `value`.
+    num_steps: (batch,) int64, iterations made; for an example that converged or failed, those behind its `value`.
     finite: (batch,) bool, False where an iterate was not finite and `value` is the best one before it.
     residual: (batch,), the relative residual ||r|| / ||y|| of `value`, at least float32; inf where it is not a number.
         Where the solve did not need it, reading it costs one evaluation of F, once.

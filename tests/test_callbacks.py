@@ -51,6 +51,8 @@ def test_the_callback_logs_mean_worst_and_unconverged(tmp_path):
         assert 0 <= logs["im_unconverged_rate"] <= 1
     assert "im_residual_mean" in trainer.state.log_history[0]
     assert trainer.evaluate()["eval_loss"] > 0
+    assert not any("im_residual_mean" in logs and "eval_loss" in logs for logs in trainer.state.log_history)
+    assert trainer.predict(Rows()).predictions.shape == (16, 2)
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
 
@@ -67,7 +69,7 @@ def test_the_values_are_those_of_the_forward(tmp_path):
     class State:
         log_history = ({},)
 
-    logs = {}
+    logs = {"loss": 1.0}
     callback.on_log(None, State, None, logs=logs)
     assert logs["im_residual_mean"] == pytest.approx(expected.mean().item())
     assert logs["im_residual_max"] == pytest.approx(expected.max().item())

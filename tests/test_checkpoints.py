@@ -35,9 +35,8 @@ except ImportError:
 else:
     raise SystemExit("imbert_hf could be imported")
 import torch
-from transformers import (
-    AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
-)
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 source, target = sys.argv[1:3]
 """
 
@@ -89,7 +88,9 @@ classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
 assert classify("a film")[0]["label"] in ("bad", "fair", "good")
 body = AutoModel.from_pretrained(source, trust_remote_code=True)
 assert type(body).__name__ == "IMBertModel"
-assert type(AutoModelForMaskedLM.from_pretrained(source, trust_remote_code=True)).__name__ == "IMBertForMaskedLM"
+for auto_class, reference in model.config.auto_map.items():
+    head = getattr(transformers, auto_class).from_pretrained(source, trust_remote_code=True)
+    assert type(head).__name__ == reference.split(".")[1], (auto_class, type(head))
 model(**inputs, labels=torch.tensor([1])).loss.backward()
 model.save_pretrained(target)
 tokenizer.save_pretrained(target)

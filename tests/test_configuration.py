@@ -176,6 +176,22 @@ def test_other_model_types_are_refused(tmp_path):
         IMBertModel(BertConfig(**TINY))
 
 
+def test_the_dictionary_of_a_bert_config_is_taken():
+    config = IMBertConfig(**BertConfig(**TINY).to_dict())
+    assert config.model_type == "imbert"
+    assert IMBertModel(config).config is config
+    with pytest.raises(ValueError, match="model_type must be 'bert' or 'imbert', got 'roberta'"):
+        IMBertConfig(model_type="roberta")
+
+
+def test_an_in_place_edit_is_not_saved(tmp_path):
+    config = imbert_config(im_layers=[0])
+    config.im_layers.append(7)
+    with pytest.raises(ValueError, match="im_layers must hold indices"):
+        config.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_bert_config_becomes_one_of_imbert(tmp_path, caplog):
     BertConfig(**TINY, num_labels=3).save_pretrained(tmp_path)
     config = IMBertConfig.from_pretrained(tmp_path, im_solver="anderson")

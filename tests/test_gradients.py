@@ -1,6 +1,8 @@
 """The gradient modes against exact gradients, and what they share: one dropout mask, checkpointing, autocast."""
 
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ def gradients(value, x, layer):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("gradient", [Unrolled(), Implicit(150), Implicit(20, Anderson())])
+@pytest.mark.parametrize("gradient", [Unrolled(), Implicit(150, FixedPoint()), Implicit(20, Anderson())])
 @pytest.mark.parametrize("vector_field", CARRY)
 def test_linear_relation_has_exact_gradients(solver, gradient, vector_field):
     layer, x = Linear(), inputs()
@@ -44,7 +46,9 @@ def test_linear_relation_has_exact_gradients(solver, gradient, vector_field):
 def test_adjoint_is_the_neumann_sum_from_c_v(vector_field, products):
     layer, x = Linear(), inputs()
     c = 1 + CARRY[vector_field]
-    y = step(layer, x, vector_field=vector_field, solver=Anderson(), gradient=Implicit(products), iterations=40).value
+    y = step(
+        layer, x, vector_field=vector_field, solver=Anderson(), gradient=Implicit(products, FixedPoint()), iterations=40
+    ).value
     v = cotangent(x)
     w = c * v
     for _ in range(products):
@@ -247,6 +251,22 @@ def test_checkpointing_recomputes_a_solve_once_and_changes_nothing(solver, gradi
     twice = (solver, gradient, use_reentrant) == ("gradient_descent", "one_step", False)
     assert ck_forward == forward + twice
     assert ck_backward <= backward + ck_forward
+
+
+def test_a_checkpointed_solve_leaves_no_graph_behind():
+    layer, x = Mixing(), inputs()
+    seen = []
+    hook = layer.dropout.register_forward_hook(lambda module, args, output: seen.append(weakref.ref(output)))
+
+    def run(x):
+        return step(layer, x, solver=GradientDescent(), gradient=Unrolled(), iterations=3).value
+
+    value = checkpoint(run, x, use_reentrant=False)
+    value.sum().backward()
+    hook.remove()
+    gc.collect()
+    assert len(seen) == 8
+    assert not any(ref() is not None for ref in seen)
 
 
 # Autocast.

@@ -1,7 +1,9 @@
 """The models against transformers' BERT with the same weights, and what must not change a prediction."""
 
+import copy
 import inspect
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -241,18 +243,99 @@ def test_a_row_agrees_alone_and_in_any_batch_at_any_padding(solver, dtype, toler
             torch.testing.assert_close(states, model.bert(**alone).last_hidden_state[0], rtol=0, atol=10 * atol)
 
 
+def test_a_model_built_at_a_seed_has_the_weights_of_bert():
+    torch.manual_seed(0)
+    bert = transformers.BertForSequenceClassification(bert_config())
+    torch.manual_seed(0)
+    model = IMBertForSequenceClassification(imbert_config())
+    torch.testing.assert_close(model.state_dict(), bert.state_dict(), rtol=0, atol=0)
+
+
+def test_copies_pickles_and_a_new_config_object(batch):
+    _, model = pair_of("ForSequenceClassification")
+    expected = model(**batch).logits
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other(**batch).logits, expected, rtol=0, atol=0)
+    outputs = model(**batch, output_im_statistics=True)
+    leaves, spec = torch.utils._pytree.tree_flatten(outputs)
+    assert torch.utils._pytree.tree_unflatten(leaves, spec).im_residuals is not None
+    model.bert.config = imbert_config(im_theta=0.0)
+    assert not torch.equal(model(**batch).logits, expected)
+    model.resize_token_embeddings(120)
+    assert model(**batch).logits.shape == expected.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_models_in_half_precision(solver, gradient, dtype, batch):
+    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_gradient=gradient, im_learning_rate=0.02)
+    expected = model(**batch).logits
+    model.to(dtype).train()
+    loss = model(**batch, labels=torch.tensor([0, 1, 1])).loss
+    loss.backward()
+    assert loss.dtype == dtype
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    outputs = model.eval()(**batch, output_im_statistics=True)
+    torch.testing.assert_close(outputs.logits.float(), expected, rtol=0.1, atol=0.1)
+    assert outputs.im_residuals[0].dtype == torch.float32
+
+
+def replicated(module):
+    """What DataParallel hands to a device: parameters are non-leaf copies, and `parameters()` is empty."""
+    replica = module._replicate_for_data_parallel()
+    replica._former_parameters = {}
+    for name, parameter in module._parameters.items():
+        copied = None if parameter is None else parameter * 1
+        replica._parameters.pop(name, None)
+        setattr(replica, name, copied)
+        replica._former_parameters[name] = copied
+    for name, child in module._modules.items():
+        replica._modules[name] = None if child is None else replicated(child)
+    return replica
+
+
+@pytest.mark.parametrize("gradient", ["unrolled", "implicit", "one_step"])
+def test_replicas_of_data_parallel_train_every_parameter(gradient, batch):
+    _, model = pair_of("ForSequenceClassification", im_gradient=gradient)
+    labels = torch.tensor([0, 1, 1])
+    model(**batch, labels=labels).loss.backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    replicated(model)(**batch, labels=labels).loss.backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], expected)
+
+
+def test_parameters_replaced_before_backward_are_not_silently_left_out(batch):
+    _, model = pair_of("Model")
+    swapped = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    outputs = torch.func.functional_call(model, swapped, (), dict(batch))
+    with pytest.raises(RuntimeError, match="parameters were replaced between forward and backward"):
+        outputs.last_hidden_state.sum().backward()
+
+
+def test_caches_and_cross_attention_are_refused(batch):
+    _, model = pair_of("Model")
+    with pytest.raises(ValueError, match="past_key_values must be None"):
+        model(**batch, past_key_values=transformers.DynamicCache())
+    with pytest.raises(ValueError, match="encoder_hidden_states must be None"):
+        model(**batch, encoder_hidden_states=torch.zeros(3, 9, 32))
+
+
 def test_masks_that_layers_take(batch):
     _, model = pair_of("ForSequenceClassification", im_solver="anderson", im_tolerance=1e-3, im_iterations=30)
     expected = model(**batch, output_im_statistics=True)
     mask = batch["attention_mask"]
     four = mask[:, None, None, :].bool().expand(-1, 1, 9, -1)
     additive = torch.where(four, 0.0, torch.finfo(torch.float32).min)
-    for other in (mask.bool(), mask.float(), four, additive):
+    for other in (mask.bool(), mask.float(), four, additive, torch.where(four, -0.5, -10000.5)):
         outputs = model(batch["input_ids"], attention_mask=other, output_im_statistics=True)
         torch.testing.assert_close(outputs.logits, expected.logits, rtol=0, atol=1e-5)
         assert torch.equal(torch.stack(outputs.im_iterations_used), torch.stack(expected.im_iterations_used))
     with pytest.raises(ValueError, match=r"attention_mask must be \(batch, length\)"):
         model(batch["input_ids"], attention_mask=mask[:, None].expand(-1, 9, -1))
+    same = {"input_ids": batch["input_ids"][:1].repeat(3, 1), "attention_mask": mask[:1].repeat(3, 1)}
+    shared = torch.where(mask[:1, None, None, :].bool(), 0.0, -1e9).expand(1, 1, 9, 9)
+    torch.testing.assert_close(model(same["input_ids"], attention_mask=shared).logits, model(**same).logits)
     whole = model(batch["input_ids"][:1, :5])
     torch.testing.assert_close(whole.logits, expected.logits[:1], rtol=0, atol=1e-5)
 

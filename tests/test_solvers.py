@@ -99,13 +99,13 @@ def test_stiff_decay_is_damped_where_the_explicit_step_and_the_plain_map_blow_up
 @pytest.mark.parametrize("gradient", [Unrolled(), Implicit(), OneStep()])
 @pytest.mark.parametrize("solver", [FixedPoint(), Anderson(), GradientDescent()])
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_evaluations_are_exactly_counted(solver, gradient, requires_grad):
+@pytest.mark.parametrize("kind", ["module", "callable"])
+def test_evaluations_are_exactly_counted(solver, gradient, requires_grad, kind):
     x = inputs(requires_grad=requires_grad)
     for iterations, guess, theta in itertools.product((0, 1, 2, 5), INITIAL_GUESSES, (1.0, 0.5)):
         layer = Mixing().requires_grad_(requires_grad)
-        solution = step(
-            layer, x, solver=solver, gradient=gradient, iterations=iterations, initial_guess=guess, theta=theta
-        )
+        F = layer if kind == "module" else lambda h, layer=layer: layer(h)
+        solution = step(F, x, solver=solver, gradient=gradient, iterations=iterations, initial_guess=guess, theta=theta)
         expected = iterations + 1 if guess == "explicit" else max(iterations, 1)
         assert layer.evaluations == expected
         assert (solution.num_steps == iterations).all()
@@ -243,6 +243,19 @@ def test_the_residual_counts_real_tokens_only(solver):
     assert clean.residual[0].item() == pytest.approx((relation_r.norm() / y.norm()).item())
 
 
+def test_wrong_options_of_solvers_and_gradients():
+    for make, message in (
+        (lambda: FixedPoint(0.0), "damping must be a number > 0 and <= 1, got 0.0"),
+        (lambda: Anderson(damping=math.nan), "damping must be"),
+        (lambda: Anderson(memory=0), "memory must be an integer >= 1, got 0"),
+        (lambda: GradientDescent(-1.0), "learning_rate must be a finite number > 0, got -1.0"),
+        (lambda: Implicit(-1), "iterations must be an integer >= 0 or None, got -1"),
+        (lambda: Implicit(3, GradientDescent()), "solver must be FixedPoint or Anderson"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
 def test_no_real_token_is_nothing_to_solve():
     solution = step(Mixing(), inputs(), mask=torch.zeros(3, 4), **PLAIN)
     assert solution.converged.all()
@@ -259,6 +272,7 @@ def test_no_real_token_is_nothing_to_solve():
         ({"theta": 1.5}, "theta must be a number from 0 to 1, got 1.5"),
         ({"theta": math.nan}, "theta must be"),
         ({"iterations": -1}, "iterations must be an integer >= 0, got -1"),
+        ({"iterations": 2.5}, "iterations must be an integer >= 0, got 2.5"),
         ({"tolerance": -1.0}, "tolerance must be a finite number >= 0, got -1.0"),
         ({"mask": torch.ones(3, 5)}, r"mask must have the shape \(3, 4\)"),
     ],
