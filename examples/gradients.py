@@ -30,9 +30,7 @@ SOLVERS = {
 }
 
 
-def modes(solver: str) -> dict:
-    adjoint = Anderson() if solver == "anderson" else FixedPoint()  # as the model chooses it
-    return {"unrolled": Unrolled(), "implicit": Implicit(solver=adjoint), "one_step": OneStep()}
+MODES = {"unrolled": Unrolled(), "implicit": Implicit(), "one_step": OneStep()}
 
 
 class Masked(nn.Module):
@@ -92,7 +90,7 @@ def main() -> None:
         )
         residuals.setdefault("reference", []).append(f"{residual:.0e}")
         for solver in SOLVERS:
-            for mode, gradient in modes(solver).items():
+            for mode, gradient in MODES.items():
                 *found, residual = gradients(
                     F,
                     x,
