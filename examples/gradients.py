@@ -4,8 +4,9 @@
     python examples/gradients.py --model google-bert/bert-base-uncased --sentences 4
 
 For every layer of a BERT: its real input x on real sentences, a random cotangent on the real tokens, everything in
-float64 and in eval mode. The reference solves to a relative residual of 1e-9 and its adjoint as far. A cell holds the
-value for the gradient of the layer's input, then for that of its parameters. The tables are Markdown.
+float64 and in eval mode. The reference solves to a relative residual of 1e-9 and its adjoint by 150 accelerated
+products; a sentence whose reference does not converge in 500 iterations is left out of that layer, and counted. A cell
+holds the value for the gradient of the layer's input, then for that of its parameters. The tables are Markdown.
 """
 
 import argparse
@@ -44,11 +45,11 @@ class Masked(nn.Module):
         return self.layer(h, self.mask)
 
 
-def gradients(F: nn.Module, x: Tensor, v: Tensor, **setting) -> tuple[Tensor, Tensor, float]:
-    """Gradient of the input over all tokens, of the parameters, and the worst relative residual."""
+def gradients(F: nn.Module, x: Tensor, v: Tensor, rows: Tensor, **setting) -> tuple[Tensor, Tensor, float]:
+    """Gradient of the input over all tokens, of the parameters, and the worst relative residual of `rows`."""
     solution = implicit_step(F, x, **RELATION, **setting)
     grad_x, *grads = torch.autograd.grad(solution.value, (x, *F.parameters()), v)
-    return grad_x.flatten(), torch.cat([g.flatten() for g in grads]), solution.residual.max().item()
+    return grad_x.flatten(), torch.cat([g.flatten() for g in grads]), solution.residual[rows].max().item()
 
 
 def main() -> None:
@@ -85,16 +86,20 @@ def main() -> None:
         v = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(i)) * mask[..., None]
         common = {"theta": args.theta, "mask": mask}
         tight = Anderson(memory=10)
-        *exact, residual = gradients(
-            F, x, v, solver=tight, gradient=Implicit(150, tight), iterations=500, tolerance=1e-9, **common
-        )
+        best = {"solver": tight, "gradient": Implicit(150, tight), "iterations": 500, "tolerance": 1e-9, **common}
+        with torch.no_grad():
+            converged = implicit_step(F, x, **RELATION, **best).converged
+        v = v * converged[:, None, None]
+        *exact, residual = gradients(F, x, v, converged, **best)
         residuals.setdefault("reference", []).append(f"{residual:.0e}")
+        residuals.setdefault("sentences that converged", []).append(str(int(converged.sum())))
         for solver in SOLVERS:
             for mode, gradient in MODES.items():
                 *found, residual = gradients(
                     F,
                     x,
                     v,
+                    converged,
                     solver=SOLVERS[solver],
                     gradient=gradient,
                     iterations=args.iterations,
