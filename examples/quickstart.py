@@ -138,7 +138,8 @@ def start_from(checkpoint: str | None, seed: int) -> tuple[Any, dict[str, Any]]:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         for name, model_class in MODELS.items():
             set_seed(seed)  # for the classifier, which the checkpoint does not hold
-            models[name] = model_class.from_pretrained(checkpoint, **LABELS)
+            # A checkpoint's own classifier stays only where it has two labels.
+            models[name] = model_class.from_pretrained(checkpoint, ignore_mismatched_sizes=True, **LABELS)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"--model {checkpoint} cannot be loaded: {str(error).splitlines()[0]}")
     bert, im_bert = (model.state_dict() for model in models.values())
@@ -159,6 +160,7 @@ def train(model: Any, tokenizer: Any, rows: list[dict], args: argparse.Namespace
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
+        disable_tqdm=False,  # else the quiet logging of main() turns the bar off too
         dataloader_pin_memory=False,  # warns where there is no accelerator
     )
     features: Any = [{**tokenizer(row["sentence"]), "labels": row["label"]} for row in rows]

@@ -97,11 +97,11 @@ def test_clause_is_put_before_or_after_the_sentence():
 
 @pytest.fixture
 def tiny(tmp_path):
-    """The folder of a BERT that trains in no time."""
+    """The folder of a BERT that trains in no time, with a classifier that has to be replaced."""
     folder = tmp_path / "tiny"
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for s in SENTENCES for word in words(s)})]
     BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
-    BertForSequenceClassification(bert_config(vocab_size=len(vocabulary), num_hidden_layers=2)).save_pretrained(folder)
+    BertForSequenceClassification(bert_config(vocab_size=len(vocabulary), num_labels=3)).save_pretrained(folder)
     return folder
 
 
@@ -134,6 +134,8 @@ def check_run(result):
         assert float(inference) > 0
     assert len({len(line) for line in lines[at : at + 4]}) == 1  # aligned
     assert "QUICK RUN" in result.stdout
+    assert "IM-BERT, evaluation" in result.stderr  # progress bars: of evaluation, and of training's two steps
+    assert "2/2" in result.stderr
     assert "16 of 16 predictions agree" in result.stdout
 
 
