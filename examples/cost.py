@@ -1,7 +1,7 @@
 """What an implicit layer costs against plain BERT with the same weights, in time and in memory.
 
     python examples/cost.py
-    python examples/cost.py --batch 8 --length 128 --repeats 20 --no-memory
+    python examples/cost.py --batch 8 --length 128 --repeats 20 --only time
 
 Time: BERT and every setting in one process, interleaved, the median of the repeats, as a ratio to BERT's. Inference is
 also given per layer evaluation, T + 1 of them. Memory: the growth of the peak resident size over one training step,
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-memory", action="store_true", help="times only")
+    parser.add_argument("--only", choices=["time", "memory"], help="one of the two tables")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.model is None:
@@ -149,8 +149,9 @@ def main() -> None:
         f"threads, dropout in training, {args.repeats} repeats; torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Python {platform.python_version()}"
     )
-    time_ratios(args)
-    if not args.no_memory:
+    if args.only != "memory":
+        time_ratios(args)
+    if args.only != "time":
         memory_ratios(args)
 
 
