@@ -107,7 +107,7 @@ def peak_growth(args: argparse.Namespace) -> None:
     """Run in a process of its own: bytes by which one training step raises the peak resident size."""
     name = args.memory_of
     model, batch = build(name, MEMORY_SETTINGS[name], args.model), inputs(args)
-    inference(model, {k: v[:1, :8] for k, v in batch.items()})  # loads what is loaded lazily
+    inference(model, {key: value[:1] for key, value in batch.items()})  # loads what is loaded lazily
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -57,10 +57,15 @@ SOLVERS: dict[str, Callable[[IMBertConfig], Solver]] = {
     "fixed_point": lambda config: FixedPoint(config.im_damping),
     "anderson": lambda config: Anderson(config.im_damping, config.im_anderson_memory),
 }
+# The plain adjoint iteration keeps no history, but diverges where the map does: fit for those who iterate the map.
+ADJOINT_SOLVERS: dict[str, Callable[[IMBertConfig], Solver]] = {
+    "gradient_descent": lambda config: Anderson(memory=config.im_anderson_memory),
+    "fixed_point": lambda config: FixedPoint(),
+    "anderson": lambda config: Anderson(memory=config.im_anderson_memory),
+}
 GRADIENTS: dict[str, Callable[[IMBertConfig], Gradient]] = {
     "unrolled": lambda config: Unrolled(),
-    # Always accelerated: the plain adjoint iteration diverges where the map does, as with the layer field.
-    "implicit": lambda config: Implicit(config.im_gradient_iterations, Anderson(memory=config.im_anderson_memory)),
+    "implicit": lambda config: Implicit(config.im_gradient_iterations, ADJOINT_SOLVERS[config.im_solver](config)),
     "one_step": lambda config: OneStep(),
 }
 
