@@ -1,0 +1,64 @@
+"""imbert-eval: how robust, stable and costly a sequence classifier is, for IM-BERT and any other of Transformers."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from transformers.utils import logging
+
+from .commands import advglue, attack
+from .report import Journal, check_destination, versions, write_json, write_whole
+
+
+COMMANDS = {"advglue": advglue, "attack": attack}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")  # argparse would first print the usage
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="imbert-eval", description=__doc__, allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=command.HELP, description=command.__doc__, allow_abbrev=False)
+        command.add_arguments(sub)
+        sub.add_argument("--output", type=Path, metavar="FILE.json", help="write settings and results as JSON")
+        sub.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    journal = Journal(args.output and args.output.with_name(args.output.name + ".parts"))
+    try:
+        check_destination(args.output, "--output")
+        check_destination(args.plot, "--plot")
+        if getattr(args, "device", "") is None:
+            args.device = "cuda" if torch.cuda.is_available() else "cpu"
+        report = COMMANDS[args.command].run(args, journal)
+    except ValueError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        kept = f"; finished parts are kept in {journal.path}, the same command goes on" if journal.path else ""
+        sys.exit(f"imbert-eval: interrupted{kept}")
+    settings = {n: str(v) if isinstance(v, Path) else v for n, v in vars(args).items()}
+    threads = {"threads": torch.get_num_threads()}
+    data = {"settings": settings | threads | {"versions": versions()} | report.data.get("settings", {})}
+    print(report.text)
+    if args.output is not None:
+        write_json(args.output, report.data | data)
+        journal.remove()
+    if args.plot is not None and report.figure is not None:
+        figure = report.figure()
+        write_whole(args.plot, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
+
+
+if __name__ == "__main__":
+    main()

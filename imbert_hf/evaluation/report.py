@@ -1,0 +1,127 @@
+"""What a run leaves: a journal of its finished parts, a JSON file, a picture, and a table on the screen."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy
+import scipy
+import sklearn
+import torch
+import transformers
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+import imbert_hf
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a subcommand.
+
+    Attributes:
+        data: what is written as JSON; `settings` holds the arguments, versions and seeds.
+        text: what is printed, tables and warnings.
+        figure: draws the picture.
+    """
+
+    data: dict[str, Any]
+    text: str
+    figure: Callable[[], Figure] | None = None
+
+
+# A part's key and what computes it -> its value, new or kept.
+Keep = Callable[[dict[str, Any], Callable[[], Any]], Any]
+
+
+def compute_now(key: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """A Keep that keeps nothing."""
+    return compute()
+
+
+class Journal:
+    """Finished parts of a run, kept on disk as JSON lines, so that a run that was stopped goes on where it stopped.
+
+    A part is known by its key, which must name all that it depends on: a part is then never taken for another's, and a
+    run with one model more computes that model alone.
+
+    Args:
+        path: the file; None: nothing is kept.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path = path
+        self.parts: dict[str, Any] = {}
+        if path is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:  # the line that was being written when the run was stopped
+                    continue
+                self.parts[record["part"]] = record["value"]
+
+    def part(self, key: dict[str, Any], compute: Callable[[], Any]) -> Any:
+        """The value kept under `key`, or else what `compute` returns, a value that JSON can hold."""
+        name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+        if name not in self.parts:
+            self.parts[name] = json.loads(json.dumps(compute()))
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    # A first newline ends a line that was cut short.
+                    file.write("\n" + json.dumps({"part": name, "value": self.parts[name]}) + "\n")
+        return self.parts[name]
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on."""
+    packages = (torch, transformers, numpy, scipy, sklearn, matplotlib, imbert_hf)
+    return {"python": platform.python_version()} | {p.__name__: str(p.__version__) for p in packages}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as aligned text; columns in the order in which they first appear, floats with 4 digits."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return tabulate([[row.get(c) for c in columns] for row in rows], columns, floatfmt=".4g", missingval="-")
+
+
+def percent(value: float | None) -> float | None:
+    """A share as percent with one digit, for tables."""
+    return None if value is None else round(100 * value, 1)
+
+
+def check_destination(path: Path | None, option: str) -> None:
+    """Raises ValueError where a file cannot be written to `path`."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist.")
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; it must name a file.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{option} {path} cannot be written.")
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a file beside `path`, then puts it in place: whole or not at all."""
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    # Without NaN, which is no JSON: what could not be measured is null.
+    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -1,0 +1,67 @@
+"""Intervals and tests for accuracies measured on the same rows.
+
+Accuracy: Wilson's score interval. Difference of two models: a paired bootstrap over rows (and seeds), and McNemar's
+exact test. Both are paired: models are asked about the same rows, whose difficulty then cancels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
+
+
+RESAMPLES = 10_000
+
+
+def accuracy_interval(correct: ArrayLike) -> list[float]:
+    """95 % interval of a share (Wilson 1927), from n values that are right or wrong."""
+    right = numpy.asarray(correct, dtype=bool)
+    interval = binomtest(int(right.sum()), right.size).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def paired_bootstrap(differences: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
+    """95 % percentile interval of the mean difference over rows and seeds.
+
+    Rows are drawn with replacement, the same for every seed, and so are seeds: a difference has to hold for other rows
+    and for other seeds. With two or three seeds the interval is too narrow, as is any bootstrap of so few.
+
+    Args:
+        differences: (seeds, n) or (n,), of one model's rightness and the other's, row by row and seed by seed.
+        resamples: number of draws.
+        seed: of the draws.
+    """
+    d = numpy.atleast_2d(numpy.asarray(differences, dtype=float))
+    seeds, n = d.shape
+    rng = numpy.random.default_rng(seed)
+    # Rows with equal differences are alike, so a draw of n rows is a draw of how many come from each kind.
+    kinds, counts = numpy.unique(d, axis=1, return_counts=True)
+    means = rng.multinomial(n, counts / n, size=resamples) @ kinds.T / n  # (resamples, seeds)
+    drawn = rng.integers(seeds, size=(resamples, seeds))
+    low, high = numpy.quantile(numpy.take_along_axis(means, drawn, axis=1).mean(axis=1), [0.025, 0.975])
+    return [float(low), float(high)]
+
+
+def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
+    """p-value of McNemar's exact test (1947): two models, right or wrong on the same n rows, are equally good."""
+    a, b = numpy.asarray(a, dtype=bool), numpy.asarray(b, dtype=bool)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def paired_difference(seeds: Sequence[tuple[ArrayLike, ArrayLike]], seed: int = 0) -> dict[str, Any]:
+    """The accuracy of a minus that of b, from which of the same n rows each has right, seed by seed.
+
+    Returns:
+        difference; ci95, of paired_bootstrap; mcnemar_p, None with several seeds; resolved, whether ci95 excludes 0.
+    """
+    differences = numpy.array([numpy.asarray(a, dtype=float) - numpy.asarray(b, dtype=float) for a, b in seeds])
+    low, high = paired_bootstrap(differences, seed=seed)
+    return {
+        "difference": float(differences.mean()),
+        "ci95": [low, high],
+        "mcnemar_p": mcnemar(*seeds[0]) if len(seeds) == 1 else None,
+        "resolved": not low <= 0 <= high,
+    }

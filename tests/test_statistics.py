@@ -1,0 +1,73 @@
+"""Intervals and tests against values by hand, and their coverage on simulated data."""
+
+import numpy
+import pytest
+
+from imbert_hf.evaluation.statistics import accuracy_interval, mcnemar, paired_bootstrap, paired_difference
+
+
+def test_wilson_by_hand():
+    # (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) for 8 of 10, z = 1.959964
+    assert accuracy_interval([True] * 8 + [False] * 2) == pytest.approx([0.49016, 0.94332], abs=1e-5)
+    assert accuracy_interval([True] * 5)[1] == pytest.approx(1)
+
+
+def test_mcnemar_by_hand():
+    a = [True] * 6 + [False] * 1 + [True] * 3
+    b = [False] * 6 + [True] * 1 + [True] * 3
+    # 7 rows differ, 6 to 1: twice (C(7,0) + C(7,1)) / 2^7
+    assert mcnemar(a, b) == pytest.approx(2 * (1 + 7) / 128)
+    assert mcnemar(a, a) == 1
+
+
+def test_bootstrap_is_seeded_and_exact_where_nothing_varies():
+    d = numpy.random.default_rng(0).standard_normal(50)
+    assert paired_bootstrap(d, seed=3) == paired_bootstrap(d, seed=3) != paired_bootstrap(d, seed=4)
+    assert paired_bootstrap([0.0] * 20) == [0, 0]
+    assert paired_bootstrap([1.0] * 20) == [1, 1]
+
+
+def test_bootstrap_agrees_with_drawing_rows_one_by_one():
+    d = numpy.random.default_rng(0).integers(-1, 2, 40).astype(float)
+    rng = numpy.random.default_rng(1)
+    plain = numpy.quantile(d[rng.integers(40, size=(10_000, 40))].mean(axis=1), [0.025, 0.975])
+    assert paired_bootstrap(d) == pytest.approx(plain, abs=0.0251)  # one row is 0.025
+
+
+def coverage(draw, truth, trials=400):
+    intervals = [paired_bootstrap(draw(numpy.random.default_rng(i)), resamples=1000, seed=i) for i in range(trials)]
+    return numpy.mean([low <= truth <= high for low, high in intervals])
+
+
+def test_coverage_over_rows():
+    # a right with 0.7, b with 0.6, independently: the difference is 0.1. 400 trials of 95 %: 0.95 +- 3 * 0.011
+    assert 0.91 <= coverage(lambda rng: (rng.random(150) < 0.7) * 1.0 - (rng.random(150) < 0.6), 0.1) <= 0.985
+
+
+def test_coverage_over_seeds_and_rows():
+    def draw(rng):  # some rows are harder than others for one of the models, and some seeds better
+        of_seed, of_row = 0.05 * rng.standard_normal((10, 1)), 0.5 * rng.standard_normal((1, 150))
+        return 0.1 + of_seed + of_row + 0.1 * rng.standard_normal((10, 150))
+
+    assert 0.87 <= coverage(draw, 0.1, trials=200) <= 0.99
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    rng = numpy.random.default_rng(0)
+    steady = numpy.repeat(rng.integers(-1, 2, (1, 100)), 5, axis=0).astype(float)
+    scattered = steady + numpy.array([[-0.4], [-0.2], [0.0], [0.2], [0.4]])
+    widths = [numpy.subtract(*paired_bootstrap(d)[::-1]) for d in (steady, scattered)]
+    assert widths[0] == pytest.approx(numpy.subtract(*paired_bootstrap(steady[0])[::-1]), abs=0.02)
+    assert widths[1] > widths[0] + 0.1
+
+
+def test_resolved_and_direction():
+    a, b = numpy.arange(100) < 80, numpy.arange(100) < 50
+    found = paired_difference([(a, b)])
+    assert found["difference"] == pytest.approx(0.3)
+    assert found["resolved"] is True
+    assert found["mcnemar_p"] < 1e-6
+    same = paired_difference([(a, a[::-1])])
+    assert same["difference"] == 0
+    assert same["resolved"] is False
+    assert paired_difference([(a, b), (a, b)])["mcnemar_p"] is None
