@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -187,6 +188,31 @@ class IMBertPreTrainedModel(BertPreTrainedModel):
             )
         config.check_im_fields()
         BertPreTrainedModel.__init__(self, config, *args, **kwargs)
+
+    def _upload_modified_files(self, working_dir: Any, *args, **kwargs) -> Any:
+        """What push_to_hub calls between saving and sending: replaces transformers' empty model card by our own.
+
+        That is the README.md of the folder that the model was loaded from, if there is one. It stays here, with a
+        warning, where weights or im_ fields are no longer those of the folder: it would tell of another model.
+        """
+        folder = self.config._name_or_path
+        card = Path(folder, "README.md")
+        if folder and card.is_file():
+            if self._is_saved_in(folder):
+                Path(working_dir, card.name).write_bytes(card.read_bytes())
+            else:
+                warnings.warn(f"{card} is not pushed: the model is not the one in {folder}.", stacklevel=4)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _is_saved_in(self, folder: str) -> bool:
+        saved = type(self).from_pretrained(folder, dtype=self.dtype)
+        theirs, own = saved.state_dict(), self.state_dict()
+        return (
+            {n: v for n, v in vars(saved.config).items() if n.startswith("im_")}
+            == {n: v for n, v in vars(self.config).items() if n.startswith("im_")}
+            and theirs.keys() == own.keys()
+            and all(torch.equal(theirs[n], v.cpu()) for n, v in own.items())
+        )
 
 
 @dataclass

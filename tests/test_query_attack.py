@@ -49,7 +49,7 @@ class Words:
 
 
 class BagOfWords(torch.nn.Module):
-    """Logits (0, score), score being the sum of the words' weights."""
+    """Logits are the sum of the words' weights, a number for label 1 alone, or a tuple."""
 
     def __init__(self, tokenizer, weights, bias):
         super().__init__()
@@ -58,15 +58,17 @@ class BagOfWords(torch.nn.Module):
 
     def forward(self, input_ids):
         self.batches.append(len(input_ids))
-        weights = torch.tensor([self.weights.get(word, 0.0) for word in self.tokenizer.ids])
-        score = self.bias + weights[input_ids].sum(dim=1)
-        return SimpleNamespace(logits=torch.stack([torch.zeros_like(score), score], dim=1))
+        found = [self.weights.get(word, 0.0) for word in self.tokenizer.ids]
+        weights = torch.tensor([w if isinstance(w, tuple) else (0.0, w, 0.0) for w in found])
+        logits = weights[input_ids].sum(dim=1) + torch.tensor([0.0, self.bias, 0.0])
+        return SimpleNamespace(logits=logits)
 
 
 def bag_of_words(weights, bias=0.0, task="sst2"):
     tokenizer = Words()
     model = BagOfWords(tokenizer, weights, bias)
-    return Classifier("bag", "bag", model, tokenizer, find_task(task), order=(0, 1), max_length=64)
+    order = tuple(range(len(find_task(task).labels)))
+    return Classifier("bag", "bag", model, tokenizer, find_task(task), order=order, max_length=64)
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,15 @@ def test_a_candidate_that_raises_the_gold_score_is_not_kept():
     result, asked = attack(candidates=candidates, max_share=1.0, weights={**WEIGHTS, "superb,": 3.0, "today.": 9.0})
     assert (result.changed, result.after) == (1, 1)
     assert asked[-2:] == [TEXT.replace("moving", word) for word in ("slow", "bright")]
+
+
+def test_a_flip_is_preferred_to_a_lower_gold_score():
+    # Gold probabilities: 0.79 before, 0.36 with first, which stays ahead, and 0.47 with second, which loses to label 1.
+    weights = {"great": (2.0, 0.0, 0.0), "first": (0.0, -0.1, -0.1), "second": (1.0, 1.1, -9.0)}
+    edits = Listed({"great": ["first", "second"]})
+    (result,) = query_attack(bag_of_words(weights, task="mnli"), [Row(("great", "xx"), 0)], candidates=edits)
+    assert result.adversarial == ("second", "xx")
+    assert (result.before, result.after) == (0, 1)
 
 
 def test_stop_words_labels_numbers_and_single_letters_are_untouched_and_never_offered():

@@ -8,11 +8,11 @@ from typing import NoReturn
 import torch
 from transformers.utils import logging
 
-from .commands import advglue, attack
+from .commands import advglue, attack, card, stability
 from .report import Journal, check_destination, versions, write_json, write_whole
 
 
-COMMANDS = {"advglue": advglue, "attack": attack}
+COMMANDS = {"advglue": advglue, "attack": attack, "stability": stability, "card": card}
 
 
 class Parser(argparse.ArgumentParser):

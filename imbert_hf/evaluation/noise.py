@@ -122,8 +122,8 @@ def noise(
         keep: of a Journal, which keeps each kind and strength.
 
     Returns:
-        One entry a kind and strength: kind, strength, n, accuracy and clean_accuracy, from 0 to 1, and `right`, n bools,
-        the rows that are right under the noise.
+        One entry a kind and strength: kind, strength, n, accuracy and clean_accuracy, from 0 to 1, and `right`, n
+        bools: which rows are right under the noise.
     """
     if not rows:
         raise ValueError("noise needs at least one row, got none.")

@@ -315,11 +315,8 @@ class _Search:
         seen: dict[Text, numpy.ndarray] = {}
 
         def ask(texts: list[Text]) -> _Ask:
-            new = [text for text in dict.fromkeys(texts) if text not in seen]
-            if new:
-                answers = yield new
-                seen.update(zip(new, answers, strict=True))
-            return [seen[text] for text in texts]
+            answers = yield texts
+            seen.update(zip(texts, answers, strict=True))
 
         def gold(text: Text) -> float:
             return seen[text][row.label]
@@ -336,7 +333,7 @@ class _Search:
             masked = {word: _replaced(row.texts, {word: self.mask}) for word in targets}
             yield from ask(list(masked.values()))
             targets.sort(key=lambda word: gold(masked[word]))
-            proposals = self.candidates.propose(row.texts, targets) if targets else []
+            proposals = self.candidates.propose(row.texts, targets)
             for word, proposed in zip(targets, proposals, strict=True):
                 if len(swaps) == budget:
                     break

@@ -1,0 +1,197 @@
+"""Model cards from a checkpoint and the JSON of its runs: a number that no JSON holds does not appear.
+
+The words stand in model_cards/template.md; what has no data has no section there.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.utils import httpx
+
+import imbert_hf
+
+from . import card_tables as tables
+from .card_results import Results, read_json
+from .report import write_whole
+from .tasks import HUB, TASKS
+
+
+MARK = "Rendered by imbert-eval card"
+GLUE = "nyu-mll/glue"
+# Of a folder itself, not of its sub-folders; states of the optimizer and the Trainer's own files are not among them.
+SENT = (
+    *("README.md", "config.json", "*_imbert.py", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+)
+
+
+def render(
+    folder: Path,
+    results: Results,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    base_license: str | None = None,
+    base_model: str | None = None,
+) -> ModelCard:
+    """The card of a sequence classifier.
+
+    Args:
+        folder: of the checkpoint, with config.json.
+        results: of read_results, for the same folder.
+        repo_id: where it will be loaded from; None: the folder's name.
+        license: of the checkpoint, as the Hub spells it ("apache-2.0").
+        base_license: of the checkpoint that was fine-tuned.
+        base_model: Hub id of that; None: as the training tells, where it was loaded from the Hub.
+
+    Raises:
+        ValueError: there is no config.json, or it is not of a sequence classifier.
+    """
+    config = read_json(folder / "config.json")
+    if not str((config.get("architectures") or [None])[0]).endswith("ForSequenceClassification"):
+        raise ValueError(f"{folder} holds no sequence classifier: architectures is {config.get('architectures')}.")
+    training = results.training
+    if base_model is None and training is not None:
+        base_model = _hub_id(training["arguments"].get("model", {}).get("model_name_or_path"))
+    of = {name: results.entries.get(name, []) for name in ("results", "embedding", "query", "noise")}
+    measured = {entry.get("task") for entries in [*of.values(), [training or {}]] for entry in entries}
+    known = [task for task in TASKS if task in measured]
+    imbert = config.get("model_type") == "imbert"
+    title = repo_id.rsplit("/", 1)[-1] if repo_id else folder.resolve().name
+    evaluations = _advglue_evaluations(of["results"]) + _glue_evaluations(training)
+    data = ModelCardData(
+        language="en" if known else None,
+        license=license,
+        library_name="transformers",
+        base_model=base_model,
+        datasets=[GLUE] if training else None,
+        tags=["imbert", "robustness"] if imbert else ["robustness"],
+        pipeline_tag="text-classification",
+        metrics=["accuracy"] if evaluations else None,
+        model_name=title if evaluations else None,
+        eval_results=evaluations or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=template(),
+        mark=MARK,
+        title=title,
+        repo=repo_id or title,
+        base=base_model,
+        base_license=base_license,
+        labels=[config["id2label"][i] for i in sorted(config.get("id2label", {}), key=int)],
+        tasks=known,
+        pair=bool(known) and len(TASKS[known[0]].fields) == 2,
+        imbert=imbert,
+        implicit=imbert and config["im_layers"] != [] and config["im_theta"] > 0,
+        remote="auto_map" in config,
+        solver=tables.solver(config),
+        advglue=tables.advglue(of["results"]),
+        constructions=tables.constructions(of["results"]),
+        comparisons=tables.comparisons(results.comparisons),
+        embedding=[tables.embedding(entry) for entry in of["embedding"]],
+        query=tables.query(of["query"]),
+        noise=tables.noise(of["noise"]),
+        growth=tables.growth(results.stability),
+        spectrum=tables.spectrum(results.stability),
+        convergence=tables.convergence(results.stability),
+        cost=tables.cost(training),
+        recipe=tables.recipe(training),
+    )
+
+
+def template() -> str:
+    """Text of model_cards/template.md, which lies in the package where it is installed and beside it in a checkout."""
+    package = Path(imbert_hf.__file__).parent
+    places = [root / "model_cards" / "template.md" for root in (package, package.parent)]
+    return next(place for place in places if place.is_file()).read_text(encoding="utf-8")
+
+
+def write(card: ModelCard, path: Path, *, overwrite: bool = False) -> None:
+    """Writes a card, whole or not at all.
+
+    Raises:
+        ValueError: there is a file that this module did not write, and `overwrite` is not set.
+    """
+    if not overwrite and path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"{path} was not written by imbert-eval card; pass --overwrite to replace it.")
+    write_whole(path, card.save)
+
+
+def push(folder: Path, repo_id: str) -> str:
+    """Sends weights, config, code, tokenizer and card of a folder to the Hub, in one commit. Returns its address.
+
+    Raises:
+        ValueError: the folder holds no safetensors, or the Hub refuses or cannot be reached.
+    """
+    if not any(folder.glob("model*.safetensors")):
+        raise ValueError(f"{folder} holds no model.safetensors; save the model there.")
+    try:
+        api = HfApi()
+        repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
+        return str(
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                allow_patterns=list(SENT),
+                ignore_patterns=["*/*"],
+                commit_message="Upload model and card",
+            )
+        )
+    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{repo_id} could not be pushed: {first}") from None
+
+
+def _hub_id(name: Any) -> str | None:
+    told = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists()
+    return name if told else None
+
+
+def _advglue_evaluations(entries: Sequence[dict[str, Any]]) -> list[EvalResult]:
+    # An accuracy on attacked texts says nothing without those on clean ones and of the majority class.
+    kinds = {
+        "accuracy": ("accuracy", "accuracy on attacked texts"),
+        "clean_accuracy": ("clean_accuracy", "accuracy on the original texts"),
+        "majority_accuracy": ("majority_accuracy", "accuracy of the majority class"),
+        "robust_accuracy": ("robust_accuracy", "original and attacked text both right"),
+        "f1": ("f1", "F1 on attacked texts"),
+    }
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=HUB,
+            dataset_name="AdvGLUE",
+            dataset_config=f"adv_{entry['task']}".replace("-mm", "_mismatched"),
+            dataset_split="validation" if entry["data"] == HUB else None,
+            dataset_args=None if entry["data"] in (HUB, None) else {"file": entry["data"]},
+            metric_type=metric,
+            metric_name=name,
+            metric_value=entry[key],
+        )
+        for entry in entries
+        for key, (metric, name) in kinds.items()
+        if entry.get(key) is not None
+    ]
+
+
+def _glue_evaluations(training: dict[str, Any] | None) -> list[EvalResult]:
+    if training is None:
+        return []
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=GLUE,
+            dataset_name="GLUE",
+            dataset_config=training["task"],
+            dataset_split=split,
+            metric_type=metric,
+            metric_value=scores[metric],
+        )
+        for split, scores in training["metrics"].items()
+        for metric in ("accuracy", "f1")
+        if metric in scores
+    ]

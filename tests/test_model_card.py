@@ -1,0 +1,457 @@
+"""Model cards: numbers come from JSON alone, and what is pushed is what was rendered."""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import hub
+import pytest
+from conftest import bert_config, imbert_config, lively
+from huggingface_hub import ModelCard
+from test_checkpoints import STRANGER
+from transformers import BertForSequenceClassification, BertTokenizer
+
+from imbert_hf import IMBertForSequenceClassification
+from imbert_hf.evaluation.commands import card as command
+from imbert_hf.evaluation.report import Journal
+
+
+LABELS = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+SECTIONS = {
+    "advglue": ["## AdvGLUE"],
+    "attack": ["## Attack on the embeddings", "## Attacks by queries", "## Noise"],
+    "stability": ["## Stability"],
+    "training": ["## Cost", "## Training"],
+}
+
+
+def save(folder, model_class, config):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "fine", "not"]
+    lively(model_class(config)).save_pretrained(folder)
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save(tmp_path / "my-model", IMBertForSequenceClassification, imbert_config(im_solver="anderson", **LABELS))
+
+
+def advglue(folder, **changes):
+    part = {
+        "n": 57,
+        "accuracy": 0.4561,
+        "clean_accuracy": 0.8246,
+        "robust_accuracy": 0.386,
+        "attack_success_rate": 0.532,
+    }
+    entry = {
+        "model": "ours",
+        "path": str(folder),
+        "task": "sst2",
+        "n": 148,
+        "pairs": 139,
+        "accuracy": 0.4189,
+        "accuracy_ci95": [0.3378, 0.5012],
+        "clean_accuracy": 0.8311,
+        "clean_accuracy_ci95": [0.7635, 0.8851],
+        "robust_accuracy": 0.3514,
+        "robust_accuracy_ci95": [0.2757, 0.4324],
+        "attack_success_rate": 0.5772,
+        "majority_accuracy": 0.5135,
+        "predicted_share": {"negative": 0.2905, "positive": 0.7095},
+        "by_construction": {"word": part},
+        "by_method": {},
+        "mean_residual": 0.0231,
+        "unconverged_rate": 0.6149,
+    }
+    other = {**entry, "model": "plain", "path": str(folder) + "-other", "accuracy": 0.6622, "mean_residual": None}
+    comparison = {"a": "plain", "b": "ours", "task": "sst2", "difference": 0.0473, "ci95": [-0.0203, 0.1149]}
+    comparison |= {"mcnemar_p": 0.2101, "resolved": False}
+    return {
+        "settings": {"command": "advglue", "data": "/data/dev_ann.json"},
+        "results": [{**entry, **changes}, other],
+        "comparisons": [comparison, {**comparison, "a": "plain", "b": "third", "difference": 0.3333}],
+    }
+
+
+def attack(folder):
+    own = {"model": "ours", "path": str(folder), "task": "sst2"}
+    curve = [
+        {"radius": 0.05, "accuracy": 0.6923, "transfer_accuracy": 0.7308, "steps": 20},
+        {"radius": 3.0, "accuracy": 0.2692, "transfer_accuracy": 0.1154, "steps": 20},
+    ]
+    checks = [
+        {"name": "large_radius", "passed": False, "message": "26.92 % of the rows survive radius 3."},
+        {"name": "more_steps", "passed": True, "message": "no worse."},
+    ]
+    comparison = {"a": "ours", "b": "/path/to/plain", "task": "sst2", "attack": "embedding 0.05", "difference": 0.1923}
+    comparison |= {"ci95": [0.0385, 0.3462], "mcnemar_p": 0.0313, "resolved": True}
+    query = {
+        "attack": "characters",
+        "n": 26,
+        "accuracy": 0.8077,
+        "accuracy_under_attack": 0.2308,
+        "success_rate": 0.7143,
+        "mean_queries": 41.64,
+        "mean_changed_share": 0.1372,
+    }
+    return {
+        "settings": {"command": "attack"},
+        "embedding": [{**own, "n": 26, "clean_accuracy": 0.8462, "curve": curve, "checks": checks}],
+        "query": [{**own, **query}],
+        "comparisons": [comparison],
+        "noise": [{**own, "kind": "swap", "strength": 0.15, "n": 26, "accuracy": 0.6538, "clean_accuracy": 0.8462}],
+    }
+
+
+def stability(folder):
+    summary = {
+        "growth": [{"connection": "BERT", "direction": "worst", "ratio": [1.0, 7.123], "relative": [0.05, 0.321]}],
+        "spectrum": [{"layer": 0, "spectral_radius": 1.357, "norm": 11.37}],
+        "convergence": [{"theta": 0.5, "step_size": 4.0, "share": 0.625}],
+    }
+    return {"settings": {"command": "stability", "model": str(folder)}, "summary": summary}
+
+
+def training(folder):
+    config = json.loads((folder / "config.json").read_text())
+    return {
+        "task": "sst2",
+        "connection": "im-bert",
+        "metrics": {"validation": {"accuracy": 0.8177, "loss": 0.4242}},
+        "rows": {"train": 1003, "validation": 872},
+        "seed": 13,
+        "steps": 161,
+        "seconds_per_training_step": 0.4567,
+        "seconds_per_eval_row": {"validation": 0.00891},
+        "train_runtime": 2345.6,
+        "im_fields": {name: value for name, value in config.items() if name.startswith("im_")},
+        "arguments": {
+            "model": {"model_name_or_path": "google-bert/bert-base-uncased"},
+            "data": {"max_seq_length": 129},
+            "training": {
+                "learning_rate": 2e-5,
+                "num_train_epochs": 6.0,
+                "optim": "adamw",
+                "output_dir": "/home/me/out",
+            },
+        },
+        "device": "cpu",
+        "versions": {"torch": "2.99.1"},
+        "git": {"commit": "abc", "dirty": False},
+    }
+
+
+CONTENTS = {"advglue": advglue, "attack": attack, "stability": stability, "training": training}
+
+
+def write(folder, **contents):
+    paths = []
+    for name, content in contents.items():
+        paths.append(str(folder.parent / f"{name}.json"))
+        Path(paths[-1]).write_text(json.dumps(content))
+    return paths
+
+
+def run(folder, *words):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(["--model", str(folder), *map(str, words)]), Journal())
+
+
+def rendered(folder, *kinds, words=()):
+    paths = write(folder, **{kind: CONTENTS[kind](folder) for kind in kinds})
+    run(folder, *(["--results", *paths] if paths else []), *words)
+    return ModelCard.load(folder / "README.md")
+
+
+def numbers(text):
+    return set(re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?", text))
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return [leaf for item in value for leaf in leaves(item)] if isinstance(value, list) else [value]
+
+
+def tables(text):
+    """Rows of each table, column -> cell."""
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
+        header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        yield [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_every_number_stands_in_a_json_file(folder):
+    bare = numbers(rendered(folder).text)
+    text = rendered(folder, *CONTENTS).text
+    inputs = [CONTENTS[kind](folder) for kind in CONTENTS] + [json.loads((folder / "config.json").read_text())]
+    allowed = {"95", "2021", "2111.02840"}  # of intervals and of AdvGLUE's paper
+    for leaf in leaves(inputs):
+        if isinstance(leaf, str):
+            allowed |= numbers(leaf)
+        elif isinstance(leaf, int | float):
+            formats = (".4g", ".3g", ".1e", ".1f", ".0f")
+            allowed |= {str(leaf), f"{100 * leaf:.1f}", *(format(leaf, spec) for spec in formats)}
+    assert numbers(text) - bare - allowed == set()
+    shown = ("41.9 [33.8, 50.1]", "83.1 [76.3, 88.5]", "45.6", "2.3e-02", "61.5", "4.7 [-2.0, 11.5]", "0.21", "69.2")
+    shown += (
+        "73.1",
+        "23.1",
+        "41.6",
+        "13.7",
+        "65.4",
+        "7.123",
+        "1.357",
+        "62.5",
+        "0.00891",
+        "2346",
+        "1003",
+        "2e-05",
+        "81.8",
+    )
+    for value in shown:
+        assert value in text, value
+
+
+def test_other_models_appear_in_comparisons_alone(folder):
+    card = rendered(folder, *CONTENTS)
+    (compared,) = [rows for rows in tables(card.text) if "a - b [95 %]" in rows[0]]
+    assert [(row["a"], row["b"], row["attack"], row[""]) for row in compared] == [
+        ("plain", "this checkpoint", "AdvGLUE", "not resolved"),
+        ("this checkpoint", "plain", "embedding 0.05", "resolved"),
+    ]
+    assert "66.2" not in str(card)
+    assert "0.6622" not in str(card)
+    assert "33.3" not in str(card)
+    assert str(folder.parent) not in str(card)
+    assert "/home/me" not in str(card)
+
+
+def test_clean_accuracy_and_majority_class_stand_beside_every_accuracy_on_attacked_texts(folder):
+    card = rendered(folder, "advglue")
+    attacked = [row for rows in tables(card.text) for row in rows if any(name.startswith("attacked") for name in row)]
+    assert len(attacked) == 2
+    for row in attacked:
+        assert [row[name] for name in row if name.startswith("majority class")] == ["51.3"]
+        (clean,) = [row[name] for name in row if name.startswith("clean")]
+        assert clean in ("83.1 [76.3, 88.5]", "82.5")
+    metrics = {result.metric_type for result in card.data.eval_results if result.dataset_name == "AdvGLUE"}
+    assert {"accuracy", "clean_accuracy", "majority_accuracy"} <= metrics
+
+
+def test_an_accuracy_without_clean_accuracy_is_left_out(folder):
+    content = advglue(folder, clean_accuracy=None, clean_accuracy_ci95=None)
+    report = run(folder, "--results", *write(folder, advglue=content))
+    card = ModelCard.load(folder / "README.md")
+    assert "AdvGLUE" not in str(card)
+    assert card.data.eval_results is None
+    assert "no clean accuracy stands beside it" in report.text
+
+
+@pytest.mark.parametrize("kind", [None, *SECTIONS])
+def test_a_section_without_data_is_absent(folder, kind):
+    text = rendered(folder, *([kind] if kind else [])).text
+    for other, titles in SECTIONS.items():
+        for title in titles:
+            assert (f"{title}\n" in text) == (other == kind), title
+    assert ("## Compared with other models" in text) == (kind in ("advglue", "attack"))
+    assert "None\n" not in text
+    assert "\n\n\n" not in text
+    assert ("Robustness has not been measured" in text) == (kind not in ("advglue", "attack"))
+
+
+def test_metadata(folder):
+    words = ("--license", "mit", "--base-license", "apache-2.0", "--repo-id", "me/repo")
+    card = rendered(folder, "advglue", "training", words=words)
+    data = card.data.to_dict()
+    assert data["license"] == "mit"
+    assert data["base_model"] == "google-bert/bert-base-uncased"
+    assert (data["library_name"], data["pipeline_tag"], data["language"]) == (
+        "transformers",
+        "text-classification",
+        "en",
+    )
+    assert data["tags"] == ["imbert", "robustness"]
+    assert card.data.model_name == "repo"
+    found = {(r.dataset_type, r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert found == {
+        ("AI-Secure/adv_glue", "adv_sst2", "accuracy"): 0.4189,
+        ("AI-Secure/adv_glue", "adv_sst2", "clean_accuracy"): 0.8311,
+        ("AI-Secure/adv_glue", "adv_sst2", "majority_accuracy"): 0.5135,
+        ("AI-Secure/adv_glue", "adv_sst2", "robust_accuracy"): 0.3514,
+        ("nyu-mll/glue", "sst2", "accuracy"): 0.8177,
+    }
+    assert all(r.task_type == "text-classification" for r in card.data.eval_results)
+    assert "- base checkpoint, google-bert/bert-base-uncased: apache-2.0" in card.text
+    bare = rendered(folder)
+    assert "license" not in bare.data.to_dict()
+    assert "base_model" not in bare.data.to_dict()
+    assert bare.text.count("not stated") == 2
+
+
+def test_a_failed_check_is_a_warning_beside_the_curve(folder):
+    text = rendered(folder, "attack").text
+    _, _, after = text.partition("| 3        | 26.9")
+    warning = after.split("\n\n")[1]
+    assert warning.startswith("> **Warning**: checks for gradient masking failed")
+    assert "> large_radius: 26.92 % of the rows survive radius 3." in warning
+    assert "passed: more_steps." in after
+
+
+def test_solver_settings_are_the_checkpoints(folder, tmp_path):
+    (rows,) = [rows for rows in tables(rendered(folder).text) if "`im_solver`" in rows[0].values() or len(rows) == 14]
+    assert {row["field"]: row["value"] for row in rows}["`im_solver`"] == '`"anderson"`'
+    plain = save(tmp_path / "plain", BertForSequenceClassification, bert_config(**LABELS))
+    card = rendered(plain)
+    assert "## Solver settings\n\nNone: this is no IM-BERT." in card.text
+    assert card.data.tags == ["robustness"]
+    assert "trust_remote_code" not in card.text
+
+
+def test_several_seeds_are_named_as_such(folder):
+    content = advglue(folder)
+    content["comparisons"] = [{**content["comparisons"][0], "seeds": 3}]
+    run(folder, "--results", *write(folder, advglue=content))
+    text = (folder / "README.md").read_text()
+    assert "| plain (3 checkpoints) | ours (3 checkpoints) |" in text
+
+
+def test_a_foreign_readme_is_kept(folder):
+    readme = folder / "README.md"
+    readme.write_text("by hand")
+    with pytest.raises(ValueError, match=r"README.md was not written by imbert-eval card; pass --overwrite"):
+        run(folder)
+    assert readme.read_text() == "by hand"
+    run(folder, "--overwrite")
+    run(folder)  # its own is replaced without asking
+    assert readme.read_text().startswith("---\n")
+    run(folder, "--card", folder.parent / "card.md")
+    assert (folder.parent / "card.md").read_text() == readme.read_text()
+
+
+def _changed(change):
+    def content(folder):
+        found = advglue(folder)
+        change(found)
+        return found
+
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda folder: [1], "must hold a JSON object, got list"),
+        (lambda folder: {"a": 1}, "is no JSON of imbert-eval"),
+        (lambda folder: advglue(folder.parent), "holds no result of .*; the models there: ours, plain"),
+        (lambda folder: stability(folder.parent), "holds no result of"),
+        (_changed(lambda found: found["results"][0].pop("n")), "an entry lacks 'n'"),
+        (_changed(lambda found: found.update(results=["x"])), "an entry must be a JSON object, got str"),
+        (_changed(lambda found: found["comparisons"][0].pop("ci95")), "an entry lacks 'ci95'"),
+        (lambda folder: {**stability(folder), "summary": {"spectrum": [{"layer": 0}]}}, "lacks 'spectral_radius'"),
+        (
+            lambda folder: {**training(folder), "im_fields": {**training(folder)["im_fields"], "im_iterations": 7}},
+            "of a training with im_iterations 7, and .* has 3",
+        ),
+        (lambda folder: {**training(folder), "im_fields": None}, "of a training with im_"),
+    ],
+)
+def test_wrong_json(folder, content, message):
+    with pytest.raises(ValueError, match=message):
+        run(folder, "--results", *write(folder, wrong=content(folder)))
+    assert not (folder / "README.md").exists()
+
+
+def test_bad_arguments(folder, tmp_path):
+    (tmp_path / "text.json").write_text("no JSON")
+    with pytest.raises(ValueError, match=r"text.json cannot be read as JSON"):
+        run(folder, "--results", tmp_path / "text.json")
+    with pytest.raises(ValueError, match=r"the folder .* does not exist"):
+        run(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"config.json cannot be read as JSON: No such file"):
+        run(tmp_path)
+    with pytest.raises(ValueError, match="--push needs --repo-id"):
+        run(folder, "--push")
+    with pytest.raises(ValueError, match="leave --card out"):
+        run(folder, "--push", "--repo-id", "me/repo", "--card", tmp_path / "card.md")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["IMBertModel"]}))
+    with pytest.raises(ValueError, match=r"holds no sequence classifier: architectures is \['IMBertModel'\]"):
+        run(folder)
+
+
+def test_a_model_knows_whether_it_is_the_saved_one(folder):
+    model = IMBertForSequenceClassification.from_pretrained(folder)
+    assert model._is_saved_in(folder)
+    assert model.half()._is_saved_in(folder)
+    model.classifier.bias.data[0] += 1
+    assert not model._is_saved_in(folder)
+    other = IMBertForSequenceClassification.from_pretrained(folder, im_iterations=5)
+    assert not other._is_saved_in(folder)
+    other = IMBertForSequenceClassification.from_pretrained(folder, num_hidden_layers=1)
+    assert not other._is_saved_in(folder)
+
+
+PUSH = """
+import argparse, sys, warnings
+from pathlib import Path
+from imbert_hf import IMBertForSequenceClassification
+from imbert_hf.evaluation.commands import card
+
+folder, *paths = sys.argv[1:]
+parser = argparse.ArgumentParser()
+card.add_arguments(parser)
+words = ["--model", folder, "--results", *paths, "--repo-id", "me/by-command", "--push"]
+print(card.run(parser.parse_args(words), None).text)
+model = IMBertForSequenceClassification.from_pretrained(folder)
+model.push_to_hub("by-model")
+model.config.im_iterations = 5
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    model.push_to_hub("changed")
+print([str(w.message) for w in caught])
+"""
+
+
+def process(code, *args, env, cwd=None):
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_push_sends_the_card_and_a_stranger_runs_it(folder, tmp_path):
+    paths = write(folder, **{kind: CONTENTS[kind](folder) for kind in CONTENTS})
+    (folder / "training_args.bin").write_bytes(b"settings")
+    (folder / "optimizer.pt").write_bytes(b"state")
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "model.safetensors").write_bytes(b"old")
+    with hub.running() as server:
+        printed = process(PUSH, folder, *paths, env=server.environment(tmp_path / "home"))
+        card = (folder / "README.md").read_bytes()
+        calls = server.calls.copy()
+        snippet = re.search(r"```python\n(.*?)```", card.decode(), flags=re.S)[1]
+        there = snippet.replace('"me/by-command"', repr(str(folder)))
+        assert there != snippet
+        env = server.environment(tmp_path / "other-home") | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+        said = process(STRANGER + there + snippet, "-", "-", env=env, cwd=tmp_path)
+    assert set(said.split()) <= {"negative", "positive"}
+    assert len(said.split()) == 2
+    assert server.files["me/by-command"]["README.md"] == card
+    assert server.files["me/by-model"]["README.md"] == card
+    assert server.files["me/changed"]["README.md"] != card
+    assert "is not pushed: the model is not the one in" in printed
+    code = {f"{name}_imbert.py" for name in ("configuration", "gradients", "modeling", "solvers")}
+    sent = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | code
+    assert server.commits[0] == ("me/by-command", sorted(sent))
+    order = ["POST create", "POST validate-yaml", "POST preupload", "POST LFS batch", "PUT LFS file", "POST verify"]
+    noted = [call for call in calls if call in {*order, "POST commit"}]  # newer clients validate the card twice
+    assert [call for call, last in zip(noted, ["", *noted], strict=False) if call != last][:7] == [
+        *order,
+        "POST commit",
+    ]
