@@ -137,11 +137,11 @@ def test_a_candidate_that_raises_the_gold_score_is_not_kept():
 
 
 def test_a_flip_is_preferred_to_a_lower_gold_score():
-    # Gold probabilities: 0.79 before, 0.36 with first, which stays ahead, and 0.47 with second, which loses to label 1.
-    weights = {"great": (2.0, 0.0, 0.0), "first": (0.0, -0.1, -0.1), "second": (1.0, 1.1, -9.0)}
-    edits = Listed({"great": ["first", "second"]})
+    # Gold probabilities: 0.79 before, 0.36 with fine, which stays ahead, and 0.47 with dull, which loses to label 1.
+    weights = {"great": (2.0, 0.0, 0.0), "fine": (0.0, -0.1, -0.1), "dull": (1.0, 1.1, -9.0)}
+    edits = Listed({"great": ["fine", "dull"]})
     (result,) = query_attack(bag_of_words(weights, task="mnli"), [Row(("great", "xx"), 0)], candidates=edits)
-    assert result.adversarial == ("second", "xx")
+    assert result.adversarial == ("dull", "xx")
     assert (result.before, result.after) == (0, 1)
 
 

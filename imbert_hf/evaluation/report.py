@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as aligned text; columns in the order in which they first appear, floats with 4 digits."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return tabulate([[row.get(c) for c in columns] for row in rows], columns, floatfmt=".4g", missingval="-")
+
+
+def finite(values: Iterable[Any]) -> list[float | None]:
+    """Numbers as JSON can hold them: None for what is not finite."""
+    return [value if math.isfinite(value) else None for value in map(float, values)]
 
 
 def percent(value: float | None) -> float | None:

@@ -3,12 +3,10 @@
 Everything is computed for one sentence at a time, so that there is no padding and every norm is over real tokens.
 """
 
-import contextlib
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,12 +16,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.models.bert.modeling_bert import BertLayer
 
-from imbert_hf import IMBertConfig, Unrolled, implicit_step
 from imbert_hf.gradients_imbert import CARRY
 from imbert_hf.modeling_imbert import SOLVERS
-from imbert_hf.solvers_imbert import Solver
 
-from .report import Journal
+from .growth import connected, connections, growth
+from .report import Journal, finite
+from .solves import convergence, residual_history
 from .spectrum import Map, jacobian_norm, leading_eigenvalues, stability_function
 
 
@@ -42,121 +40,6 @@ class PlainLayer(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return BertLayer.forward(self.layer, h, self.attention_mask)
-
-
-def connections(config: IMBertConfig) -> dict[str, dict[str, Any]]:
-    """The im_ fields of the three connections that are compared on the weights of one model.
-
-    IM-BERT has the model's own, or the defaults where these take no implicit step (theta 0, or no layers); EX-BERT has
-    IM-BERT's with theta 0 and the layer field; BERT has no layers.
-    """
-    own = config if config.im_theta > 0 and config.implicit_layers else IMBertConfig()
-    implicit = {name: value for name, value in own.to_dict().items() if name.startswith("im_")}
-    # Exact gradients for the search of the worst direction, whatever the model was trained with.
-    implicit["im_gradient"] = "unrolled"
-    explicit = {**implicit, "im_theta": 0.0, "im_vector_field": "layer"}
-    return {"BERT": {**implicit, "im_layers": []}, "EX-BERT": explicit, "IM-BERT": implicit}
-
-
-@contextlib.contextmanager
-def connected(config: IMBertConfig, fields: Mapping[str, Any]) -> Iterator[None]:
-    """Gives a model's config other im_ fields for a while."""
-    before = {name: getattr(config, name) for name in fields}
-    try:
-        for name, value in fields.items():
-            setattr(config, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(config, name, value)
-
-
-def perturbed_states(model: Any, inputs: Mapping[str, Tensor], delta: Tensor) -> tuple[Tensor, ...]:
-    """h_0 ... h_L, each (n, length, hidden), of one sentence, its word embeddings moved by each of n perturbations.
-
-    Args:
-        model: an IMBertModel.
-        inputs: of the model, one row.
-        delta: (n, length, hidden), added to what the word embedding returns; differentiable.
-    """
-    hook = model.get_input_embeddings().register_forward_hook(lambda module, args, output: output + delta)
-    try:
-        repeated = {name: value.expand(len(delta), -1) for name, value in inputs.items()}
-        return model(**repeated, output_hidden_states=True).hidden_states
-    finally:
-        hook.remove()
-
-
-def growth(
-    model: Any,
-    inputs: Mapping[str, Tensor],
-    free: Tensor,
-    *,
-    radius: float,
-    directions: int,
-    restarts: int,
-    steps: int,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """The difference that perturbations of the word embeddings make in every layer, by the model's im_ fields.
-
-    Every perturbation d has the norm `radius` times that of the sentence's embeddings over the free tokens. Random ones
-    are Gaussian directions. The worst is found by projected gradient ascent on ||h_L(x + d) - h_L(x)|| from the random
-    ones that moved h_L most, each step as long as the ball's radius. The best point met is kept: one that never moves
-    h_L less than a random one, and a lower bound of the worst, since ascent ends in local maxima.
-
-    Args:
-        model: an IMBertModel in eval mode.
-        inputs: of the model, one row without padding.
-        free: (length,) bool, tokens that may be moved.
-        radius: > 0, relative.
-        directions: random ones.
-        restarts: from 1 to `directions`, how many of them the ascent starts from.
-        steps: of each ascent.
-        seed: of the random directions.
-
-    Returns:
-        One record for each perturbation, the worst last: direction ("random" or "worst"), and from layer 0 to L
-        difference ||h_l(x + d) - h_l(x)||, ratio of it to layer 0's, and relative, its ratio to ||h_l(x)||.
-    """
-    with torch.no_grad():
-        embedded = model.get_input_embeddings()(inputs["input_ids"]) * free[:, None]
-        size = radius * _norm(embedded)
-        clean = perturbed_states(model, inputs, torch.zeros_like(embedded))
-        noise = torch.randn(directions, *embedded.shape[1:], generator=torch.Generator().manual_seed(seed))
-
-        def on_sphere(d: Tensor) -> Tensor:
-            d = d * free[:, None]
-            return d * (size / _norm(d))[:, None, None]
-
-        random = on_sphere(noise.to(embedded))
-        states = perturbed_states(model, inputs, random)
-    most, starts = _norm(states[-1] - clean[-1]).topk(restarts)
-    d = best = random[starts]
-    for _ in range(steps):
-        d = d.requires_grad_()
-        distance = _norm(perturbed_states(model, inputs, d)[-1] - clean[-1])
-        (gradient,) = torch.autograd.grad(distance.sum(), d)
-        d, distance, gradient = d.detach(), distance.detach(), gradient.nan_to_num()
-        best = torch.where((distance > most)[:, None, None], d, best)
-        most = torch.where(distance > most, distance, most)
-        # The most that a convex function reaches in a ball it reaches on the sphere, and there the ascent stays.
-        d = on_sphere(d + (size / _norm(gradient).clamp_min(1e-30))[:, None, None] * gradient)
-    with torch.no_grad():
-        found = perturbed_states(model, inputs, torch.cat([best, d]))
-        last = _norm(found[-1] - clean[-1]).nan_to_num(-1).argmax()
-        states = tuple(torch.cat([h, w[last, None]]) for h, w in zip(states, found, strict=True))
-        difference = torch.stack([_norm(h - h0) for h, h0 in zip(states, clean, strict=True)], dim=1)
-        norms = torch.cat([_norm(h) for h in clean])
-    return [
-        {
-            "direction": "worst" if i == directions else "random",
-            "difference": _numbers(row),
-            "ratio": _numbers(row / row[0]),
-            "relative": _numbers(row / norms),
-        }
-        for i, row in enumerate(difference)
-    ]
 
 
 def spectra(layers: Layers, *, step_size: float, vector_field: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -188,74 +71,10 @@ def spectra(layers: Layers, *, step_size: float, vector_field: str, count: int, 
                 "eigenvalues_converged": found.converged,
                 "norm_converged": norm.converged,
                 "z": [[value.real, value.imag] for value in z.tolist()],
-                "amplification": dict(zip((f"{theta:g}" for theta in THETAS), _numbers(largest), strict=True)),
+                "amplification": dict(zip((f"{theta:g}" for theta in THETAS), finite(largest), strict=True)),
             }
         )
     return records
-
-
-@dataclass(eq=False)
-class _Recording:
-    """A solver that notes the relative residual of every iterate that it is handed."""
-
-    solver: Solver
-    needs_pullback: bool
-    residuals: list[Tensor]
-
-    def init(self):
-        return self.solver.init()
-
-    def step(self, relation, y, g, pullback, state):
-        self.residuals.append(relation.c * relation.norm(y - g) / relation.norm(y))
-        return self.solver.step(relation, y, g, pullback, state)
-
-
-@torch.no_grad()
-def residual_history(function: Map, x: Tensor, solver: Solver, iterations: int, **relation) -> Tensor:
-    """The relative residual ||r|| / ||y|| after 0, 1, ... `iterations` iterations, (iterations + 1, batch).
-
-    They are those of `implicit_step` with that many iterations at tolerance 0, from one run instead of one for each.
-
-    Args:
-        function: F, h -> F(h).
-        x: (batch, length, width).
-        solver: FixedPoint, Anderson or GradientDescent.
-        relation: vector_field, step_size, theta > 0 and initial_guess of `implicit_step`.
-    """
-    recording = _Recording(solver, solver.needs_pullback, [])
-    solution = implicit_step(
-        function, x, solver=recording, gradient=Unrolled(), iterations=iterations, tolerance=0.0, **relation
-    )
-    return torch.stack([*recording.residuals, solution.residual])
-
-
-@torch.no_grad()
-def convergence(
-    function: Map,
-    x: Tensor,
-    solver: Solver,
-    *,
-    step_sizes: Sequence[float],
-    thetas: Sequence[float],
-    iterations: int,
-    tolerance: float = 1e-2,
-    **relation,
-) -> Tensor:
-    """Which solves converge: (thetas, step sizes, batch) bool, `Solution.converged` of `implicit_step`.
-
-    Args:
-        function, x, solver: as for `residual_history`.
-        iterations: at most.
-        tolerance: relative residual that counts as converged, > 0.
-        relation: vector_field and initial_guess of `implicit_step`.
-    """
-    common = {"solver": solver, "gradient": Unrolled(), "iterations": iterations, "tolerance": tolerance, **relation}
-    solves = [
-        implicit_step(function, x, theta=theta, step_size=step_size, **common).converged
-        for theta in thetas
-        for step_size in step_sizes
-    ]
-    return torch.stack(solves).view(len(thetas), len(step_sizes), len(x))
 
 
 def stability(
@@ -354,7 +173,7 @@ def stability(
 
     def residuals(layers: Layers, **options) -> list[dict[str, Any]]:
         return [
-            {"layer": i, "solver": name, "residual": _numbers(residual_history(F, x, solver, **options)[:, 0])}
+            {"layer": i, "solver": name, "residual": finite(residual_history(F, x, solver, **options)[:, 0])}
             for i, (F, x) in layers.items()
             for name, solver in solvers.items()
         ]
@@ -415,12 +234,3 @@ def _fingerprint(model: nn.Module) -> str:
     for tensor in model.state_dict().values():
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]
-
-
-def _norm(t: Tensor) -> Tensor:
-    """Euclidean, per row, (n,)."""
-    return torch.linalg.vector_norm(t.flatten(1), dim=1)
-
-
-def _numbers(values: Tensor | Sequence[float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in map(float, values)]
