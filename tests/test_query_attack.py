@@ -15,15 +15,9 @@ from conftest import bert_config, lively
 from scipy.special import softmax
 from transformers import BatchEncoding, BertForMaskedLM, BertForSequenceClassification, BertTokenizer
 
+from imbert_hf.evaluation.candidates import CharacterEdits, Word, load_masked_language_model
 from imbert_hf.evaluation.classifier import Classifier, load_classifier, predict
-from imbert_hf.evaluation.query_attack import (
-    CharacterEdits,
-    QueryAttackResult,
-    Word,
-    load_masked_language_model,
-    query_attack,
-    summarise,
-)
+from imbert_hf.evaluation.query_attack import QueryAttackResult, query_attack, summarise
 from imbert_hf.evaluation.tasks import Row, find_task
 
 

@@ -8,10 +8,11 @@ from itertools import combinations
 from typing import Any
 
 from ..ascent import Ascent
+from ..candidates import CharacterEdits, load_masked_language_model
 from ..classifier import Classifier, load_classifier, predict
 from ..embedding_attack import embedding_attack
 from ..noise import KINDS, noise
-from ..query_attack import CharacterEdits, QueryAttackResult, load_masked_language_model, query_attack, summarise
+from ..query_attack import QueryAttackResult, query_attack, summarise
 from ..report import Journal, Keep, Report
 from ..statistics import accuracy_interval, paired_difference
 from ..tasks import TASKS, Row, find_task, read_rows
@@ -175,7 +176,7 @@ def _query(classifier: Classifier, setting: Setting, kind: str, keep: Keep) -> d
             candidates = setting.candidates[kind]
             return [asdict(r) for r in query_attack(classifier, chunk, candidates=candidates, **how, **setting.options)]
 
-        key = {"start": start, "chunk": CHUNK, "seed": args.seed, "masked_lm": args.masked_lm, **how}
+        key = {"start": start, "chunk": CHUNK, "candidates": repr(setting.candidates[kind]), **how}
         results += [QueryAttackResult(**kept) for kept in keep(key, attack)]
     return {"attack": kind, **summarise(results), "survivors": {kind: [r.after == r.label for r in results]}}
 
