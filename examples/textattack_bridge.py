@@ -126,8 +126,9 @@ def compare(args: argparse.Namespace) -> None:
     """Prints TextAttack's DeepWordBug and the character attack of imbert_hf.evaluation on the same rows."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+    from imbert_hf.evaluation.candidates import CharacterEdits
     from imbert_hf.evaluation.classifier import load_classifier
-    from imbert_hf.evaluation.query_attack import CharacterEdits, query_attack, summarise
+    from imbert_hf.evaluation.query_attack import query_attack, summarise
     from imbert_hf.evaluation.report import table
     from imbert_hf.evaluation.tasks import find_task, read_rows
 

@@ -48,12 +48,11 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         kept = f"; finished parts are kept in {journal.path}, the same command goes on" if journal.path else ""
         sys.exit(f"imbert-eval: interrupted{kept}")
-    settings = {n: str(v) if isinstance(v, Path) else v for n, v in vars(args).items()}
-    threads = {"threads": torch.get_num_threads()}
-    data = {"settings": settings | threads | {"versions": versions()} | report.data.get("settings", {})}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    settings |= {"threads": torch.get_num_threads(), "versions": versions()}
     print(report.text)
     if args.output is not None:
-        write_json(args.output, report.data | data)
+        write_json(args.output, {"settings": settings, **report.data})
         journal.remove()
     if args.plot is not None and report.figure is not None:
         figure = report.figure()

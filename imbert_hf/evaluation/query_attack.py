@@ -15,12 +15,10 @@ from scipy.special import softmax
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from tqdm.auto import tqdm
 
-from .candidates import Candidates, CharacterEdits, Text, Word, load_masked_language_model
+from .candidates import Candidates, Text, Word
 from .classifier import Classifier, predict
 from .tasks import Row
 
-
-__all__ = ["CharacterEdits", "QueryAttackResult", "load_masked_language_model", "query_attack", "summarise"]
 
 # Letters and digits, with apostrophes (straight or curly) and hyphens inside: don't, well-made.
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")

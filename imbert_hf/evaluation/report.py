@@ -27,7 +27,7 @@ class Report:
     """The outcome of a subcommand.
 
     Attributes:
-        data: what is written as JSON; `settings` holds the arguments, versions and seeds.
+        data: what is written as JSON, beside `settings`: the arguments, versions and seeds.
         text: what is printed, tables and warnings.
         figure: draws the picture.
     """
