@@ -276,6 +276,7 @@ def test_an_interrupted_run_goes_on(folder, monkeypatch):
         (["--fields", "premise", "--attack", "character"], "premise"),
         (["--model", "a=x"], "--model names must differ"),
         (["--transfer-from", "nowhere"], "nowhere cannot be loaded"),
+        (["--dtype", "bfloat16", "--attack", "embedding"], "dtype must be float32 for an attack on the embeddings"),
     ],
 )
 def test_one_sentence_for_wrong_arguments(folder, capsys, more, message):

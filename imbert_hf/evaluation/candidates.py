@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from .classifier import _fingerprint
+from .classifier import fingerprint_of
 
 
 Text = tuple[str, ...]  # the fields of one row
@@ -184,7 +184,7 @@ def load_masked_language_model(
     second = tokenizer.tokenize("the the")[-1]
     return MaskedLanguageModel(
         path=path,
-        fingerprint=_fingerprint(path, model.config),
+        fingerprint=fingerprint_of(path, model.config),
         top_k=top_k,
         batch_size=batch_size,
         model=model.to(device).eval(),

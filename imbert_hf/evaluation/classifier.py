@@ -155,7 +155,7 @@ def load_classifier(
         task=task,
         order=align_labels(path, model.config.id2label, task, label_map),
         max_length=max_length or longest,
-        fingerprint=_fingerprint(path, model.config),
+        fingerprint=fingerprint_of(path, model.config),
     )
 
 
@@ -193,7 +193,7 @@ def align_labels(
     return by_name
 
 
-def _fingerprint(path: str, config: Any) -> str:
+def fingerprint_of(path: str, config: Any) -> str:
     """A hash of the commit on the Hub, or of names, sizes and times of a folder's files."""
     folder = Path(path)
     files = (

@@ -27,7 +27,8 @@ def build_parser() -> Parser:
         sub = subparsers.add_parser(name, help=command.HELP, description=command.__doc__, allow_abbrev=False)
         command.add_arguments(sub)
         sub.add_argument("--output", type=Path, metavar="FILE.json", help="write settings and results as JSON")
-        sub.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture")
+        if hasattr(command, "figure"):
+            sub.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture")
     return parser
 
 
@@ -36,10 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    plot = getattr(args, "plot", None)
     journal = Journal(args.output and args.output.with_name(args.output.name + ".parts"))
     try:
         check_destination(args.output, "--output")
-        check_destination(args.plot, "--plot")
+        check_destination(plot, "--plot")
         if getattr(args, "device", "") is None:
             args.device = "cuda" if torch.cuda.is_available() else "cpu"
         report = COMMANDS[args.command].run(args, journal)
@@ -54,9 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.output is not None:
         write_json(args.output, {"settings": settings, **report.data})
         journal.remove()
-    if args.plot is not None and report.figure is not None:
+    if plot is not None and report.figure is not None:
         figure = report.figure()
-        write_whole(args.plot, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
+        write_whole(plot, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,11 @@ def embedding_attack(
     if wrong:
         raise ValueError(f"radii must be numbers above 0 and at most large_radius, {large_radius}, got {wrong[0]}.")
     radii = sorted({*radii, large_radius})
+    if classifier.model.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"dtype must be float32 for an attack on the embeddings, whose gradient is checked against a finite "
+            f"difference, got {classifier.model.dtype} for {classifier.path}."
+        )
     if source is not None:
         check_source(source, classifier)
     fewer = replace(attack, steps=max(1, attack.steps // 5), restarts=1)
