@@ -91,8 +91,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         for kind in kinds:
             keep = partial(_keep, journal, {"attack": kind, "of": classifier.key(), "rows": digest(rows)})
             if kind == "embedding":
-                plain = setting.source or _as_plain(classifier, load)
-                entries = [_embedding(classifier, setting, plain, keep)]
+                entries = [_embedding(classifier, setting, _source(classifier, setting, load), keep)]
             elif kind == "noise":
                 entries = _noise(classifier, setting, keep)
             else:
@@ -137,8 +136,10 @@ def _candidates(args: argparse.Namespace, kinds: Sequence[str]) -> dict[str, Any
     return found
 
 
-def _as_plain(classifier: Classifier, load: Callable[..., Classifier]) -> Classifier | None:
-    """The weights of an implicit model as plain BERT; None for any other model."""
+def _source(classifier: Classifier, setting: Setting, load: Callable[..., Classifier]) -> Classifier | None:
+    """Whose attack is transferred: --transfer-from's, or else the weights of an implicit model as plain BERT."""
+    if setting.source is not None:  # to itself, it is the white-box attack
+        return None if setting.source.fingerprint == classifier.fingerprint else setting.source
     if not classifier.implicit:
         return None
     plain = load(classifier.path)

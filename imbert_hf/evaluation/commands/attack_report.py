@@ -78,12 +78,16 @@ def figure(data: dict[str, Any]) -> Figure:
         panels.append(("", partial(_draw_queries, data["query"])))
     for kind in dict.fromkeys(e["kind"] for e in data["noise"]):
         panels.append((f"{kind}: strength", partial(_draw_noise, [e for e in data["noise"] if e["kind"] == kind])))
-    drawing = Figure(figsize=(4 * len(panels), 3.5), layout="constrained")
-    for axis, (label, draw) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    drawing = Figure(figsize=(4 * columns, 3.5 * lines), layout="constrained")
+    for axis, (label, draw) in zip(drawing.subplots(lines, columns, squeeze=False).flat, panels, strict=False):
         draw(axis)
         axis.set_xlabel(label)
         axis.set_ylim(0, 1)
         axis.legend(fontsize="small")
+    for axis in drawing.axes[len(panels) :]:
+        axis.remove()
     drawing.axes[0].set_ylabel("accuracy")
     return drawing
 
