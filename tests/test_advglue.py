@@ -1,15 +1,17 @@
 """The measures by hand for constant and perfect predictors, against scikit-learn, and the command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
-from classifiers import WORDS, bert, imbert, save
+from classifiers import WORDS, bert, classifier, imbert, save
 from sklearn import metrics
 
 from imbert_hf.evaluation import advglue, cli
 from imbert_hf.evaluation.advglue import Run, compare, measure, official_score, summarise
+from imbert_hf.evaluation.classifier import predict
 from imbert_hf.evaluation.report import Journal
 from imbert_hf.evaluation.tasks import TASKS, Row
 
@@ -212,6 +214,76 @@ def test_five_tasks_make_a_score(tmp_path):
     assert [s["score"] for s in both["scores"]] == pytest.approx([expected, expected])
     assert both["score"] is None
     assert {c["difference"] for c in both["comparisons"]} == {0.0}
+    assert len(both["comparisons"]) == 6
+    run(
+        "--model",
+        f"sst2={save(tmp_path / 'other', bert(seed=1))}",
+        *words,
+        "--data",
+        file,
+        "--output",
+        tmp_path / "out.json",
+    )
+    assert (
+        json.loads((tmp_path / "out.json").read_text())["score"] is None
+    )  # which of the two it would be of is not said
+
+
+def test_a_checkpoint_is_no_seed_of_itself(tmp_path, models, capsys):
+    with pytest.raises(SystemExit):
+        run("--task", "sst2", "--model", models[0], "--model", models[0], "--data", data(tmp_path))
+    assert "is given twice for sst2; seeds are different checkpoints" in capsys.readouterr().err
+    run("--task", "sst2", "--task", "sst2", "--model", models[0], "--data", data(tmp_path))
+    assert "+-" not in capsys.readouterr().out
+
+
+def test_other_rows_are_not_compared():
+    gold = [r.label for r in ROWS]
+    a, b = predicted(gold, gold), predicted(gold[::-1], gold[::-1], ROWS[::-1], "b")
+    with pytest.raises(ValueError, match="m and b were asked about other rows of sst2"):
+        compare([a, b])
+
+
+def test_a_changed_file_is_read_anew(tmp_path, models, monkeypatch):
+    out = tmp_path / "out.json"
+    words = ["--task", "sst2", "--model", models[0], "--model", models[1], "--output", out]
+    asked = []
+    original = advglue.run
+
+    def interrupted(classifier, rows, **options):
+        asked.append(len(rows))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return original(classifier, rows, **options)
+
+    monkeypatch.setattr("imbert_hf.evaluation.commands.advglue.ask", interrupted)
+    with pytest.raises(SystemExit):
+        run(*words, "--data", data(tmp_path))
+    run(*words, "--data", data(tmp_path, n=10))
+    assert asked == [12, 12, 10, 10]
+    assert {r["n"] for r in json.loads(out.read_text())["results"]} == {10}
+
+
+def test_solves_of_the_originals_are_not_measured(monkeypatch):
+    asked = []
+
+    def spy(classifier, texts, **options):
+        asked.append(options.get("residuals"))
+        return predict(classifier, texts, **options)
+
+    monkeypatch.setattr(advglue, "predict", spy)
+    advglue.run(classifier(imbert()), [Row(("w1",), 1, ("w2",))], residuals="all")
+    assert asked == ["all", "none"]
+
+
+def test_solves_that_are_not_finite_are_shown(capsys):
+    run_ = predicted([1] * 5, [1] * 5)
+    broken = measure(replace(run_, residuals=numpy.full((5, 2), numpy.inf), converged=numpy.zeros((5, 2), dtype=bool)))
+    assert broken["mean_residual"] is None
+    assert broken["unconverged_rate"] == 1
+    from imbert_hf.evaluation.commands.advglue import text
+
+    assert "not finite" in text({"results": [broken], "comparisons": [], "summaries": [], "scores": []})
 
 
 def test_names_are_seeds(tmp_path, models):
@@ -273,13 +345,15 @@ def test_an_interrupted_run_goes_on(tmp_path, models, monkeypatch, capsys):
         (["--task", "sst2", "--model", "m", "--dtype", "int8"], "--dtype"),
         (["--task", "sst2", "--model", "m", "--batch-size", "0"], "batch_size must be an integer >= 1, got 0"),
         (["--task", "sst2", "--model", "m", "--label-map", "x"], "--label-map must read like negative=0,positive=1"),
+        (["--task", "sst2", "--model", "m", "--label-map", "negativ=1,positive=0"], "got 'negativ'"),
+        (["--task", "sst2", "--model", "m", "--label-map", "negative=1,negative=0"], "must name each label once"),
     ],
 )
 def test_one_sentence_for_wrong_arguments(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "m", bert())
     with pytest.raises(SystemExit) as error:
-        run("--data", data(tmp_path), *words)
+        run(*words, *([] if "--data" in words else ["--data", data(tmp_path)]))
     assert error.value.code == 2
     printed = capsys.readouterr().err.strip()
     assert message in printed
@@ -291,13 +365,14 @@ def test_journal_survives_a_line_cut_short(tmp_path):
     path = tmp_path / "parts"
     journal = Journal(path)
     assert journal.part({"a": 1}, lambda: [1, 2]) == [1, 2]
-    path.write_text(path.read_text() + '\n{"part": "x", "val', encoding="utf-8")
+    path.write_bytes(path.read_bytes() + b'\n3\n\xff\n{"part": "x", "val')
     journal = Journal(path)
     journal.part({"a": 2}, lambda: 3)
     journal = Journal(path)
     assert journal.part({"a": 1}, lambda: pytest.fail("asked again")) == [1, 2]
     assert journal.part({"a": 2}, lambda: pytest.fail("asked again")) == 3
     assert journal.part({"a": 3}, lambda: 4) == 4
+    assert Journal(path, {"device": "cuda"}).part({"a": 1}, lambda: 5) == 5  # of another machine
     assert Path(path).exists()
     journal.remove()
     assert not path.exists()

@@ -1,14 +1,23 @@
 """Loading, label order, and predictions that depend on neither order nor batch."""
 
+from types import SimpleNamespace
+
 import numpy
 import pytest
 import torch
 from classifiers import WORDS, bert, classifier, imbert, save, tokenizer
-from conftest import bert_config, imbert_config
-from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
+from conftest import TINY, bert_config, imbert_config
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.evaluation.classifier import align_labels, length_sorted, load_classifier, predict
+from imbert_hf.evaluation.loading import fingerprint, longest_input
 from imbert_hf.evaluation.tasks import TASKS
 
 
@@ -144,6 +153,61 @@ def test_a_changed_checkpoint_is_another(tmp_path):
     save(tmp_path, bert(seed=1))
     assert load_classifier(path, TASKS["sst2"]).key() != first
     assert load_classifier(path, TASKS["sst2"], max_length=9).key() != load_classifier(path, TASKS["sst2"]).key()
+
+
+def test_answers_that_are_not_finite_are_refused():
+    model = bert()
+    model.classifier.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="gives logits that are not finite for 5 of 5 rows"):
+        predict(classifier(model), texts(5))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="gives tokens up to 98, and the model knows 50"):
+        load_classifier(save(tmp_path, bert(vocab_size=50)), TASKS["sst2"])
+
+
+def test_broken_checkpoints_are_refused_in_one_sentence(tmp_path):
+    path = save(tmp_path / "cut", bert())
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be loaded as a sequence classifier"):
+        load_classifier(path, TASKS["sst2"])
+    path = save(tmp_path / "shape", bert())
+    config = tmp_path / "shape" / "config.json"
+    config.write_text(config.read_text().replace('"hidden_size": 32', '"hidden_size": 16'))
+    with pytest.raises(ValueError, match="cannot be loaded as a sequence classifier"):
+        load_classifier(path, TASKS["sst2"])
+    with pytest.raises(ValueError, match="cannot be loaded as a sequence classifier"):
+        load_classifier(save(tmp_path / "device", bert()), TASKS["sst2"], device="nowhere")
+
+
+def test_positions_of_roberta_begin_behind_its_padding():
+    config = RobertaConfig(**{**TINY, "max_position_embeddings": 66}, pad_token_id=1)
+    model = RobertaForSequenceClassification(config)
+    words = tokenizer()
+    words.model_max_length = int(1e30)
+    assert longest_input(model, words) == 64
+    model(torch.full((1, 64), 7))  # and one more would not do
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, 65), 7))
+    config.max_position_embeddings = -1  # XLNet says so where there is no limit
+    assert longest_input(SimpleNamespace(config=config, named_modules=list), words) == 512
+
+
+def test_fingerprints_are_of_contents(tmp_path):
+    path = save(tmp_path, bert())
+    first = fingerprint(path)
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "README.md").write_text("")
+    assert fingerprint(path) == first
+    for name in ("vocab.txt", "modeling_other.py"):
+        (tmp_path / name).write_text("x")
+        assert fingerprint(path) != first
+        (tmp_path / name).unlink()
+    config = (tmp_path / "config.json").read_text()
+    save(tmp_path, bert())
+    assert ((tmp_path / "config.json").read_text() == config) == (fingerprint(path) == first)
 
 
 def test_the_config_of_a_checkpoint_is_kept(tmp_path):

@@ -21,7 +21,7 @@ from imbert_hf.evaluation.ascent import (
     words_of,
 )
 from imbert_hf.evaluation.classifier import predict
-from imbert_hf.evaluation.embedding_attack import embedding_attack, gradient_error
+from imbert_hf.evaluation.embedding_attack import embedding_attack, gradient_errors, masking_checks
 from imbert_hf.evaluation.tasks import Row
 
 
@@ -88,7 +88,8 @@ def test_no_movement_leaves_the_ball_or_depends_on_batch_mates(make):
 def test_gradients_are_exact_whatever_the_model_was_trained_with(solver, gradient):
     model = imbert(im_solver=solver, im_gradient=gradient, im_iterations=2, im_learning_rate=0.02)
     some = rows(model, 6)
-    assert gradient_error(classifier(model), some) < 0.02
+    for radius in (0.0, 0.2):
+        assert max(gradient_errors(classifier(model), some, radius=radius)) < 0.05
     assert model.config.im_gradient == gradient
     c, batch, labels = batch_of(model, some)
     delta = torch.zeros(*batch["input_ids"].shape, 32, requires_grad=True)
@@ -112,7 +113,7 @@ def test_an_attack_that_raises_leaves_the_model_as_it_was():
     assert not model.get_input_embeddings()._forward_hooks
 
 
-ALL = ["large_radius", "gradient", "more_steps", "transfer"]
+ALL = ["large_radius", "larger_radius", "gradient", "more_steps", "transfer"]
 
 
 def checks(model, source=None, **kwargs):
@@ -126,7 +127,7 @@ def checks(model, source=None, **kwargs):
         source=None if source is None else classifier(source, fingerprint="source"),
     )
     assert found["clean_accuracy"] == 1
-    return found, [c["name"] for c in found["checks"] if not c["passed"]]
+    return found, [c["name"] for c in found["checks"] if c["passed"] is False]
 
 
 def test_an_honest_model_passes():
@@ -168,7 +169,73 @@ class Rounding(Linear):
 def test_a_model_without_a_gradient_is_caught():
     found, failed = checks(Rounding(), Linear())
     assert {"large_radius", "gradient", "transfer"} <= set(failed)
-    assert "there is no gradient" in [c["message"] for c in found["checks"]]
+    assert any("for 0.0 % of the rows" in c["message"] for c in found["checks"])
+
+
+class HalfRandom(Linear):
+    """A model that answers rightly, and whose gradient is random for some rows."""
+
+    def forward(self, input_ids, attention_mask, **_):
+        embedded = self.embedding(input_ids)
+        noise = torch.randn(embedded.shape, generator=torch.Generator().manual_seed(3))
+        lying = (input_ids.sum(dim=1) % 10 < 4)[:, None, None] * 1.0
+        false = embedded.detach() + lying * noise * (embedded - embedded.detach())
+        embedded = false + (1 - lying) * (embedded - embedded.detach())
+        score = ((embedded @ self.w) * attention_mask).sum(dim=1)
+        return type("Output", (), {"logits": torch.stack([torch.zeros_like(score), score], dim=1)})()
+
+
+def test_a_gradient_that_lies_for_some_rows_is_caught():
+    _, failed = checks(HalfRandom())
+    assert "gradient" in failed
+
+
+def test_checks_that_were_not_made_do_not_pass():
+    model = Linear()
+    found = embedding_attack(classifier(model), rows(model), radii=[0.1], attack=Ascent(steps=1, restarts=1))
+    assert {c["name"]: c["passed"] for c in found["checks"]}["transfer"] is None
+    assert {c["name"]: c["passed"] for c in found["checks"]}["more_steps"] is None
+    assert found["curve"][0]["accuracy_fewer_steps"] is None
+
+
+def test_accuracy_that_rises_with_the_radius_is_caught():
+    points = [(0.1, 0.4), (0.2, 0.6), (3.0, 0.0)]
+    curve = [{"radius": r, "accuracy": a, "accuracy_fewer_steps": None, "transfer_accuracy": None} for r, a in points]
+    failed = {c["name"] for c in masking_checks(0.9, curve, [0.0] * 20, 20) if c["passed"] is False}
+    assert failed == {"larger_radius"}
+    failed = {
+        c["name"]
+        for c in masking_checks(0.9, curve[:1] + curve[2:], [0.0] * 18 + [None, 0.2], 20)
+        if c["passed"] is False
+    }
+    assert failed == {"gradient"}
+
+
+def test_every_restart_is_made():
+    model = imbert()
+    some = rows(model, 4)
+    c, batch, labels = batch_of(model, some)
+    radius = 0.3 * embedding_norm(c, batch).detach()
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    ascend(c, batch, labels, radius, Ascent(steps=2, restarts=3), stop=False)
+    handle.remove()
+    assert len(calls) == 3 * (2 + 1)
+
+
+def test_a_row_that_is_wrong_already_is_not_saved_by_the_attack():
+    model = Linear()
+    some = [replace(r, label=1 - r.label) for r in rows(model)]
+    assert not attacked(
+        classifier(model), some, 0.5, Ascent(steps=1, restarts=1), source=classifier(Linear(seed=1))
+    ).any()
+
+
+def test_answers_that_are_not_finite_are_no_survivors():
+    model = Linear()
+    some = rows(model)
+    model.w.data.fill_(torch.nan)
+    assert not attacked(classifier(model), some, 0.1, Ascent(steps=2, restarts=1)).any()
 
 
 def test_a_model_that_ignores_its_input_is_not_called_robust():
@@ -206,7 +273,8 @@ def test_wrong_options():
 
 
 def run(*words):
-    cli.main(["attack", *map(str, words), "--device", "cpu", "--quiet"])
+    device = [] if "--device" in words else ["--device", "cpu"]
+    cli.main(["attack", *map(str, words), *device, "--quiet"])
 
 
 @pytest.fixture
@@ -240,7 +308,10 @@ def test_command(folder, capsys):
     printed = capsys.readouterr().out
     assert "radius" in printed
     assert "mean queries" in printed
-    assert "checks for gradient masking" in printed or "failed the check" in printed
+    assert "majority" in printed
+    assert "b, checks for gradient masking passed" in printed
+    assert "a, checks for gradient masking not made: transfer" in printed
+    assert all({"majority_accuracy", "predicted_share", "fingerprint"} <= set(e) for e in found["noise"])
     assert (folder / "out.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -261,7 +332,40 @@ def test_an_interrupted_run_goes_on(folder, monkeypatch):
     # of a: two radii, with all steps and with fewer; of b the same, and transferred; one was asked twice
     assert len(asked) == 4 + 6 + 1
     assert asked[3] == asked[4]
+
+
+def test_parts_of_other_rows_or_another_source_are_not_taken(folder, monkeypatch):
+    more = ["--attack", "embedding", "--steps", 5, "--restarts", 1, "--radii", "0.1"]
+    asked = []
+
+    def spy(c, some, radius, *args, source=None, **kwargs):
+        asked.append((c.name, radius, None if source is None else tuple(source.model.config.implicit_layers)))
+        if len(asked) == 10:
+            raise KeyboardInterrupt
+        return attacked(c, some, radius, *args, source=source, **kwargs)
+
+    monkeypatch.setattr("imbert_hf.evaluation.embedding_attack.attacked", spy)
+    with pytest.raises(SystemExit, match="interrupted"):
+        run(*words(folder, *more))
+    assert {layers for _, _, layers in asked} == {None, ()}  # an implicit model's weights as plain BERT
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    (folder / "rows.jsonl").write_text("\n".join(lines[:-1]), encoding="utf-8")
+    run(*words(folder, *more))
+    assert len(asked) == 10 + 10  # nothing of six rows serves for five
     assert json.loads((folder / "out.json").read_text())["embedding"][1]["model"] == "b"
+
+
+def test_a_collapsed_model_is_said_to_be_one(folder, capsys):
+    model = bert()
+    model.classifier.weight.data.zero_()
+    model.classifier.bias.data = torch.tensor([0.0, 1.0])
+    save(folder / "a", model)
+    run(*words(folder, "--attack", "character"))
+    assert "a predicts positive for 100 % of the rows" in capsys.readouterr().out
+    entry = json.loads((folder / "out.json").read_text())["query"][0]
+    assert entry["success_rate"] == 0
+    assert entry["predicted_share"] == {"negative": 0, "positive": 1}
+    assert entry["majority_accuracy"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -275,6 +379,11 @@ def test_an_interrupted_run_goes_on(folder, monkeypatch):
         (["--strengths", "2", "--attack", "noise"], "2"),
         (["--fields", "premise", "--attack", "character"], "premise"),
         (["--model", "a=x"], "--model names must differ"),
+        (["--model", "rte=x"], "--model x is of rte, and --task is sst2"),
+        (["--seed", "1", "--seed", "2"], "--seed may be given once"),
+        (["--seed", "-1"], "--seed must be an integer >= 0, got -1"),
+        (["--plot", "out.xyz"], "--plot out.xyz must end with one of .png"),
+        (["--device", "foo"], "cannot be loaded as a sequence classifier"),
         (["--transfer-from", "nowhere"], "nowhere cannot be loaded"),
         (["--dtype", "bfloat16", "--attack", "embedding"], "dtype must be float32 for an attack on the embeddings"),
     ],

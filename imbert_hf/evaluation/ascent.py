@@ -88,9 +88,13 @@ def embedding_norm(classifier: Classifier, batch: Batch) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """(batch,) the gold logit minus the largest other: negative where the row is classified wrongly."""
+    """(batch,) the gold logit minus the largest other: negative where the row is classified wrongly.
+
+    Where it is not finite the model has no answer, and that is wrong too: -inf.
+    """
     gold = logits.gather(1, labels[:, None])[:, 0]
-    return gold - logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    found = gold - logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return torch.where(found.isfinite(), found, -torch.inf)
 
 
 def ascend(
@@ -196,10 +200,9 @@ def attacked(
         with torch.no_grad():
             size = radius * embedding_norm(classifier, batch)
             delta = ascend(source or classifier, batch, labels, size, attack, stop=source is None)
+            right = margin(classifier.logits(batch), labels) >= 0  # an attacker may also change nothing
             with moved_embeddings(classifier.model, delta.to(device)):
-                right = classifier.logits(batch).argmax(dim=1) == labels
-            # An attacker may also change nothing.
-            right &= classifier.logits(batch).argmax(dim=1) == labels
+                right &= margin(classifier.logits(batch), labels) >= 0
         survived[chosen] = right.cpu().numpy()
         bar.update(len(chosen))
     bar.close()

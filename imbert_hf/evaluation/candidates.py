@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM
 
-from .classifier import fingerprint_of
+from .loading import fingerprint, load_pretrained
 
 
 Text = tuple[str, ...]  # the fields of one row
@@ -169,25 +169,19 @@ def load_masked_language_model(
     """
     if top_k < 1:
         raise ValueError(f"top_k must be an integer >= 1, got {top_k}.")
-    try:
-        model, loading = AutoModelForMaskedLM.from_pretrained(
-            path, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"masked language model {path} cannot be loaded: {first}") from None
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"{path} is no trained masked language model: its checkpoint lacks {missing[0]}.")
-    if not tokenizer.is_fast or tokenizer.mask_token is None or len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ValueError(f"masked language model {path} needs a fast tokenizer with a vocabulary and a mask token.")
+    what = "masked language model"
+    model, tokenizer = load_pretrained(
+        AutoModelForMaskedLM, path, what, dtype="float32", device=device, trust_remote_code=trust_remote_code
+    )
+    if not tokenizer.is_fast or tokenizer.mask_token is None:
+        raise ValueError(f"masked language model {path} needs a fast tokenizer with a mask token.")
     second = tokenizer.tokenize("the the")[-1]
     return MaskedLanguageModel(
         path=path,
-        fingerprint=fingerprint_of(path, model.config),
+        fingerprint=fingerprint(path, model.config),
         top_k=top_k,
         batch_size=batch_size,
-        model=model.to(device).eval(),
+        model=model,
         tokenizer=tokenizer,
         word_start=second[0] if second[0] in "Ġ▁" else "",
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .loading import fingerprint
 from .tasks import HUB
 
 
@@ -17,9 +18,9 @@ _REQUIRED: dict[str, dict[str, tuple[str, ...]]] = {
         "comparisons": _COMPARISON,
     },
     "attack": {
-        "embedding": ("task", "n", "clean_accuracy", "curve", "checks"),
-        "query": ("task", "attack", "n", "accuracy", "accuracy_under_attack", "success_rate"),
-        "noise": ("task", "kind", "strength", "n", "accuracy", "clean_accuracy"),
+        "embedding": ("task", "n", "clean_accuracy", "majority_accuracy", "curve", "checks"),
+        "query": ("task", "attack", "n", "accuracy", "majority_accuracy", "accuracy_under_attack", "success_rate"),
+        "noise": ("task", "kind", "strength", "n", "accuracy", "clean_accuracy", "majority_accuracy"),
         "comparisons": _COMPARISON,
     },
 }
@@ -49,8 +50,8 @@ def read_results(folder: Path, paths: Iterable[Path]) -> Results:
     """Reads JSON files, known by their content: of imbert-eval advglue, attack and stability, and of finetune_glue.py.
 
     Raises:
-        ValueError: a file is none of these, lacks a key, or holds no entry whose path or model is `folder`; or the
-            training was of other im_ fields than the checkpoint's.
+        ValueError: a file is none of these, lacks a key, holds no entry whose path or model is `folder`, or one that
+            was measured on other files there; or the training was of other im_ fields than the checkpoint's.
     """
     found = Results()
     for path in paths:
@@ -64,6 +65,7 @@ def read_results(folder: Path, paths: Iterable[Path]) -> Results:
             _check(path, content, ("summary",))
             if not _is_of(folder, content["settings"]):
                 raise _of_others(path, folder, [content["settings"].get("model")])
+            _check_weights(folder, path, content, found)
             found.stability = content["summary"]
         elif command in _REQUIRED:
             _collect(folder, path, content, found)
@@ -113,6 +115,8 @@ def _collect(folder: Path, path: Path, content: dict[str, Any], found: Results) 
     own = [(name, _check(path, entry, required[name])) for name, entry in entries if _is_of(folder, entry)]
     if not own:
         raise _of_others(path, folder, [entry.get("model", entry.get("path")) for _, entry in entries])
+    for entry in {entry.get("fingerprint"): entry for _, entry in own}.values():
+        _check_weights(folder, path, entry, found)
     data = settings.get("data")
     called = set()  # names of this checkpoint, task by task
     for name, entry in own:
@@ -129,6 +133,14 @@ def _collect(folder: Path, path: Path, content: dict[str, Any], found: Results) 
         if called & set(sides.values()):
             shown = {side: _side(key[0], key in called, seeds) for side, key in sides.items()}
             found.comparisons.append({**comparison, **shown})
+
+
+def _check_weights(folder: Path, path: Path, entry: dict[str, Any], found: Results) -> None:
+    known = entry.get("fingerprint")
+    if known is None:
+        found.warnings.append(f"{path} does not tell which weights it was measured on: it is taken for {folder}'s.")
+    elif known != fingerprint(str(folder)):
+        raise ValueError(f"{path} was measured on other files than those in {folder} now; measure again.")
 
 
 def _side(name: str, own: bool, seeds: int) -> str:

@@ -60,11 +60,21 @@ def advglue(entries: Entries) -> str | None:
             "attack success": _percent(e.get("attack_success_rate")),
             "F1": _percent(e.get("f1")),
             "predicted": ", ".join(f"{k} {_percent(v)}" for k, v in (e.get("predicted_share") or {}).items()) or None,
-            "mean residual": None if e.get("mean_residual") is None else f"{e['mean_residual']:.1e}",
-            "unconverged": _percent(e.get("unconverged_rate")),
+            **_solves(e),
         }
         for e in entries
     )
+
+
+def _solves(entry: dict[str, Any]) -> dict[str, Any]:
+    if entry.get("unconverged_rate") is None:
+        return {}
+    mean = entry.get("mean_residual")
+    return {
+        "mean residual": "not finite" if mean is None else f"{mean:.1e}",
+        "unconverged": _percent(entry["unconverged_rate"]),
+        "of rows": entry.get("residual_rows"),
+    }
 
 
 def constructions(entries: Entries) -> str | None:
@@ -106,16 +116,19 @@ def embedding(entry: dict[str, Any]) -> dict[str, Any]:
     curve = _table(
         {
             "radius": f"{point['radius']:g}",
-            "accuracy": _percent(point["accuracy"]),
+            "accuracy [95 %]": _percent(point["accuracy"], point.get("accuracy_ci95")),
             "accuracy, attack transferred from BERT": _percent(point.get("transfer_accuracy")),
             "steps": point.get("steps"),
         }
         for point in entry["curve"]
     )
+    shown = {name: _percent(entry[name]) for name in ("clean_accuracy", "majority_accuracy")}
     return {
-        "caption": f"{entry['task']}, {entry['n']} rows, clean accuracy {_percent(entry['clean_accuracy'])} %",
+        "caption": f"{entry['task']}, {entry['n']} rows, clean accuracy {shown['clean_accuracy']} %, majority class "
+        f"{shown['majority_accuracy']} %",
         "curve": curve,
-        "failed": [f"{c['name']}: {_cell(c['message'])}" for c in entry["checks"] if not c["passed"]],
+        "failed": [f"{c['name']}: {_cell(c['message'])}" for c in entry["checks"] if c["passed"] is False],
+        "not_made": [c["name"] for c in entry["checks"] if c["passed"] is None],
         "passed": [c["name"] for c in entry["checks"] if c["passed"]],
     }
 
@@ -127,7 +140,8 @@ def query(entries: Entries) -> str | None:
             "attack": e["attack"],
             "rows": e["n"],
             "accuracy": _percent(e["accuracy"]),
-            "under attack": _percent(e["accuracy_under_attack"]),
+            "majority class": _percent(e["majority_accuracy"]),
+            "under attack [95 %]": _percent(e["accuracy_under_attack"], e.get("accuracy_under_attack_ci95")),
             "success": _percent(e["success_rate"]),
             "mean queries": None if e.get("mean_queries") is None else f"{e['mean_queries']:.1f}",
             "words changed": _percent(e.get("mean_changed_share")),
@@ -143,8 +157,9 @@ def noise(entries: Entries) -> str | None:
             "noise": e["kind"],
             "strength": f"{e['strength']:g}",
             "rows": e["n"],
-            "accuracy": _percent(e["accuracy"]),
+            "accuracy [95 %]": _percent(e["accuracy"], e.get("accuracy_ci95")),
             "clean": _percent(e["clean_accuracy"]),
+            "majority class": _percent(e["majority_accuracy"]),
         }
         for e in entries
     )

@@ -1,20 +1,17 @@
 """A sequence classifier of Transformers, its labels in GLUE's order, and its predictions."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-import imbert_hf  # noqa: F401 - registers IM-BERT with the Auto classes
-
+from .loading import fingerprint, load_pretrained, longest_input
 from .tasks import Task
 
 
@@ -63,7 +60,14 @@ class Classifier:
     def key(self) -> dict[str, Any]:
         """What its predictions depend on, beside the texts."""
         names = ("fingerprint", "order", "max_length")
-        return {name: getattr(self, name) for name in names} | {"task": self.task.name, "dtype": str(self.model.dtype)}
+        kept = {name: getattr(self, name) for name in names} | {"task": self.task.name, "dtype": str(self.model.dtype)}
+        # Set after loading, where a model stands in as plain BERT.
+        return kept | {"im_layers": getattr(self.model.config, "im_layers", None)}
+
+    def about(self) -> dict[str, Any]:
+        """What results tell of it: labels in the order of its outputs, fingerprint and max_length."""
+        labels = [label for _, label in sorted(zip(self.order, self.task.labels, strict=True))]
+        return {"label_order": labels, "fingerprint": self.fingerprint, "max_length": self.max_length}
 
     def encode(self, texts: Texts) -> list[dict[str, list[int]]]:
         """One encoding a row, truncated and unpadded."""
@@ -131,31 +135,26 @@ def load_classifier(
     Raises:
         ValueError: it cannot be loaded, is no classifier, lacks a tokenizer, or its labels are not the task's.
     """
-    try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            path, trust_remote_code=trust_remote_code, dtype=getattr(torch, dtype), output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"model {path} cannot be loaded as a sequence classifier: {first}") from None
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"model {path} is no trained sequence classifier: its checkpoint lacks {missing[0]}.")
-    # Without a vocabulary file, transformers 5 makes one of special tokens alone.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ValueError(f"model {path} holds no tokenizer; save the model's own there.")
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    model, tokenizer = load_pretrained(
+        AutoModelForSequenceClassification,
+        path,
+        "sequence classifier",
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    longest = longest_input(model, tokenizer)
     if max_length is not None and not 8 <= max_length <= longest:
         raise ValueError(f"max_length must be from 8 to {longest} for {path}, got {max_length}.")
     return Classifier(
         name=name or path,
         path=path,
-        model=model.to(device).eval(),
+        model=model,
         tokenizer=tokenizer,
         task=task,
         order=align_labels(path, model.config.id2label, task, label_map),
         max_length=max_length or longest,
-        fingerprint=fingerprint_of(path, model.config),
+        fingerprint=fingerprint(path, model.config),
     )
 
 
@@ -193,17 +192,6 @@ def align_labels(
     return by_name
 
 
-def fingerprint_of(path: str, config: Any) -> str:
-    """A hash of the commit on the Hub, or of names, sizes and times of a folder's files."""
-    folder = Path(path)
-    files = (
-        sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin")) if folder.is_dir() else []
-    )
-    told: Any = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    told = told or (path, getattr(config, "_commit_hash", None))
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-
-
 def length_sorted(encodings: Sequence[dict[str, list[int]]], batch_size: int) -> list[list[int]]:
     """Batches of indices, the longest rows first: little padding, and memory is short at once or never."""
     order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]["input_ids"]))
@@ -223,6 +211,9 @@ def predict(
         residuals: of an implicit model's solves, for all rows, a "sample" (every fourth batch, since the measurement
             costs one more evaluation of each implicit layer), or "none".
         progress: show a bar.
+
+    Raises:
+        ValueError: the model's answer to some row is not finite.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}.")
@@ -238,6 +229,8 @@ def predict(
         logits[rows] = classifier.aligned(outputs.logits).cpu().numpy()
         if measure:
             measured.append(torch.stack(outputs.im_residuals, dim=1).float().cpu().numpy())
+    if broken := int((~numpy.isfinite(logits).all(axis=1)).sum()):
+        raise ValueError(f"model {classifier.path} gives logits that are not finite for {broken} of {len(texts)} rows.")
     if not measured:
         return Prediction(logits)
     found = numpy.concatenate(measured)

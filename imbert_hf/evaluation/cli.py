@@ -15,7 +15,25 @@ from .report import Journal, check_destination, versions, write_json, write_whol
 COMMANDS = {"advglue": advglue, "attack": attack, "stability": stability, "card": card}
 
 
+PICTURES = (".png", ".pdf", ".svg", ".jpg")
+
+
+class Once(argparse.Action):
+    """Stores one value, and refuses a second instead of forgetting the first."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = vars(namespace).setdefault("_given", set())
+        if self.dest in given:
+            parser.error(f"{option_string} may be given once, got {values!r} too.")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register("action", None, Once)  # where add_argument names no action
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")  # argparse would first print the usage
 
@@ -35,15 +53,22 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
+    vars(args).pop("_given", None)
+    plot: Path | None = getattr(args, "plot", None)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    plot = getattr(args, "plot", None)
-    journal = Journal(args.output and args.output.with_name(args.output.name + ".parts"))
+    journal = Journal()
     try:
         check_destination(args.output, "--output")
-        check_destination(plot, "--plot")
+        check_destination(plot, "--plot", PICTURES)
+        if getattr(args, "seed", 0) < 0:
+            raise ValueError(f"--seed must be an integer >= 0, got {args.seed}.")
         if getattr(args, "device", "") is None:
             args.device = "cuda" if torch.cuda.is_available() else "cpu"
+        machine = {"threads": torch.get_num_threads(), "versions": versions()}
+        if args.output is not None:
+            common = {"device": getattr(args, "device", None), "versions": machine["versions"]}
+            journal = Journal(args.output.with_name(args.output.name + ".parts"), common)
         report = COMMANDS[args.command].run(args, journal)
     except ValueError as error:
         parser.error(str(error))
@@ -51,14 +76,13 @@ def main(argv: list[str] | None = None) -> None:
         kept = f"; finished parts are kept in {journal.path}, the same command goes on" if journal.path else ""
         sys.exit(f"imbert-eval: interrupted{kept}")
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    settings |= {"threads": torch.get_num_threads(), "versions": versions()}
-    print(report.text)
     if args.output is not None:
-        write_json(args.output, {"settings": settings, **report.data})
+        write_json(args.output, {"settings": settings | machine, **report.data})
         journal.remove()
     if plot is not None and report.figure is not None:
         figure = report.figure()
         write_whole(plot, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
+    print(report.text)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def noise(
     progress: bool = False,
     keep: Keep = compute_now,
 ) -> list[dict[str, Any]]:
-    """Accuracy under each kind of noise at each strength, applied to all texts of each row.
+    """Accuracy under each kind of noise at each strength, applied to all texts of each row; a clause to the first.
 
     Args:
         classifier: of load_classifier.
@@ -130,7 +130,12 @@ def noise(
     labels = numpy.array([row.label for row in rows])
 
     def right(kind: str, strength: float) -> list[bool]:
-        texts = [tuple(perturb(text, kind, strength, seed) for text in row.texts) for row in rows]
+        # Of a pair, a clause joins the first text alone: two that differ would make two questions of one.
+        noisy = 1 if kind == "clause" else None
+        texts = [
+            (*(perturb(text, kind, strength, seed) for text in row.texts[:noisy]), *row.texts[len(row.texts[:noisy]) :])
+            for row in rows
+        ]
         return (predict(classifier, texts, batch_size=batch_size, residuals="none").labels == labels).tolist()
 
     # Strength 0 is the clean text, whatever the kind.

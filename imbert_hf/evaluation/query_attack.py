@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from .candidates import Candidates, Text, Word
 from .classifier import Classifier, predict
+from .statistics import accuracy_interval
 from .tasks import Row
 
 
@@ -196,10 +197,10 @@ def summarise(results: Sequence[QueryAttackResult]) -> dict[str, Any]:
     """The columns of the field.
 
     Returns:
-        n; accuracy and accuracy_under_attack over all rows; over the rows that were right before, success_rate and
-        mean_queries (as TextAttack counts them: the row itself, its masked texts and all candidates, rows that failed
-        included); mean_changed_share over successful attacks, words replaced among words of the attacked fields. None
-        where there is no row to average over. Shares are from 0 to 1.
+        n; accuracy and accuracy_under_attack, with its interval, over all rows; over the rows that were right before,
+        success_rate and mean_queries (as TextAttack counts them: the row itself, its masked texts and all candidates,
+        rows that failed included); mean_changed_share over successful attacks, words replaced among words of the
+        attacked fields. None where there is no row to average over. Shares are from 0 to 1.
     """
     attacked = [r for r in results if r.before == r.label]
     successes = [r for r in attacked if r.after != r.label]
@@ -210,6 +211,7 @@ def summarise(results: Sequence[QueryAttackResult]) -> dict[str, Any]:
     return {
         "n": len(results),
         "accuracy": mean([r.before == r.label for r in results]),
+        "accuracy_under_attack_ci95": accuracy_interval([r.after == r.label and r.before == r.label for r in results]),
         "accuracy_under_attack": mean([r.after == r.label and r.before == r.label for r in results]),
         "success_rate": mean([r.after != r.label for r in attacked]),
         "mean_queries": mean([r.queries for r in attacked]),

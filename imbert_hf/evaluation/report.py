@@ -54,22 +54,23 @@ class Journal:
 
     Args:
         path: the file; None: nothing is kept.
+        common: what every part depends on, such as versions and device.
     """
 
-    def __init__(self, path: Path | None = None):
-        self.path = path
+    def __init__(self, path: Path | None = None, common: dict[str, Any] | None = None):
+        self.path, self.common = path, common or {}
         self.parts: dict[str, Any] = {}
-        if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+        if path is not None and path.is_file():
+            for line in path.read_bytes().splitlines():
                 try:
                     record = json.loads(line)
-                except ValueError:  # the line that was being written when the run was stopped
+                    self.parts[record["part"]] = record["value"]
+                except (ValueError, TypeError, KeyError):  # being written when the run was stopped
                     continue
-                self.parts[record["part"]] = record["value"]
 
     def part(self, key: dict[str, Any], compute: Callable[[], Any]) -> Any:
         """The value kept under `key`, or else what `compute` returns, a value that JSON can hold."""
-        name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+        name = hashlib.sha256(json.dumps([key, self.common], sort_keys=True, default=str).encode()).hexdigest()
         if name not in self.parts:
             self.parts[name] = json.loads(json.dumps(compute()))
             if self.path is not None:
@@ -105,10 +106,12 @@ def percent(value: float | None) -> float | None:
     return None if value is None else round(100 * value, 1)
 
 
-def check_destination(path: Path | None, option: str) -> None:
-    """Raises ValueError where a file cannot be written to `path`."""
+def check_destination(path: Path | None, option: str, suffixes: Sequence[str] = ()) -> None:
+    """Raises ValueError where a file cannot be written to `path`, or its suffix is none of `suffixes`."""
     if path is None:
         return
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{option} {path} must end with one of {', '.join(suffixes)}.")
     if not path.parent.is_dir():
         raise ValueError(f"{option} {path}: the folder {path.parent} does not exist.")
     if path.is_dir():

@@ -159,7 +159,7 @@ def stability(
     relation = {**field, "initial_guess": config.im_initial_guess}
     own = {"step_size": config.im_step_size, "theta": config.im_theta}
     # All that a part depends on beside its own options.
-    common = {"weights": _fingerprint(model), "max_length": max_length, "implicit": compared["IM-BERT"]}
+    common = {"weights": _fingerprint(model), "config": model.config.to_dict(), "implicit": compared["IM-BERT"]}
     journal = journal or Journal()
     data: dict[str, Any] = {"connections": compared}
     data["sentences"] = [{"text": t, "tokens": len(free)} for t, (_, free) in zip(texts, encoded, strict=True)]
@@ -167,7 +167,8 @@ def stability(
     bar = tqdm(total=6 * len(texts), desc="sentences x measurements", disable=not progress)
 
     def measure(sentence: int, what: str, labels: dict, options: dict, compute: Callable) -> None:
-        key = {"what": what, "text": texts[sentence], **labels, **options, **common}
+        tokens = encoded[sentence][0]["input_ids"].tolist()
+        key = {"what": what, "tokens": tokens, **labels, **options, **common}
         data[what] += [{"sentence": sentence, **labels, **r} for r in journal.part(key, partial(compute, **options))]
         bar.update()
 

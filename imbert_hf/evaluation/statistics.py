@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 
 RESAMPLES = 10_000
@@ -26,7 +26,8 @@ def paired_bootstrap(differences: ArrayLike, *, resamples: int = RESAMPLES, seed
     """95 % percentile interval of the mean difference over rows and seeds.
 
     Rows are drawn with replacement, the same for every seed, and so are seeds: a difference has to hold for other rows
-    and for other seeds. With two or three seeds the interval is too narrow, as is any bootstrap of so few.
+    and for other seeds. A bootstrap of few seeds is too narrow, so that with several the interval is widened to that of
+    Student's t over the seeds' own differences where this is the wider one.
 
     Args:
         differences: (seeds, n) or (n,), of one model's rightness and the other's, row by row and seed by seed.
@@ -41,6 +42,10 @@ def paired_bootstrap(differences: ArrayLike, *, resamples: int = RESAMPLES, seed
     means = rng.multinomial(n, counts / n, size=resamples) @ kinds.T / n  # (resamples, seeds)
     drawn = rng.integers(seeds, size=(resamples, seeds))
     low, high = numpy.quantile(numpy.take_along_axis(means, drawn, axis=1).mean(axis=1), [0.025, 0.975])
+    if seeds > 1:
+        of_seeds = d.mean(axis=1)
+        reach = t.ppf(0.975, seeds - 1) * of_seeds.std(ddof=1) / numpy.sqrt(seeds)
+        low, high = min(low, of_seeds.mean() - reach), max(high, of_seeds.mean() + reach)
     return [float(low), float(high)]
 
 
@@ -55,13 +60,15 @@ def paired_difference(seeds: Sequence[tuple[ArrayLike, ArrayLike]], seed: int = 
     """The accuracy of a minus that of b, from which of the same n rows each has right, seed by seed.
 
     Returns:
-        difference; ci95, of paired_bootstrap; mcnemar_p, None with several seeds; resolved, whether ci95 excludes 0.
+        difference; ci95, of paired_bootstrap; mcnemar_p, None with several seeds; resolved: ci95 excludes 0, and
+        mcnemar_p, where there is one, is below 0.05, since the bootstrap of a handful of rows excludes 0 too easily.
     """
     differences = numpy.array([numpy.asarray(a, dtype=float) - numpy.asarray(b, dtype=float) for a, b in seeds])
     low, high = paired_bootstrap(differences, seed=seed)
+    p = mcnemar(*seeds[0]) if len(seeds) == 1 else None
     return {
         "difference": float(differences.mean()),
         "ci95": [low, high],
-        "mcnemar_p": mcnemar(*seeds[0]) if len(seeds) == 1 else None,
-        "resolved": not low <= 0 <= high,
+        "mcnemar_p": p,
+        "resolved": not low <= 0 <= high and (p is None or p < 0.05),
     }

@@ -104,7 +104,7 @@ def _from_file(path: Path, task: Task) -> Iterable[tuple[str, Any]]:
         content = json.loads(text)
     except ValueError:
         return _json_lines(path, text)
-    if isinstance(content, dict) and isinstance(content.get("label"), int):  # JSON lines, of one line
+    if isinstance(content, dict) and {*task.fields, "label"} & set(content):  # JSON lines, of one line
         content = [content]
     if isinstance(content, dict):
         if task.name not in content:

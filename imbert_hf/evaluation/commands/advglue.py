@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 from matplotlib.figure import Figure
 
-from ..advglue import Run, compare, measure, official_score, summarise
+from ..advglue import Run, collapse_warnings, compare, measure, official_score, summarise
 from ..advglue import run as ask
 from ..classifier import Classifier, load_classifier
 from ..report import Journal, Report, percent, table
@@ -55,6 +55,11 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         )
         for spec, name in asked
     ]
+    seen: dict[Any, str] = {}
+    for c in classifiers:
+        if (c.name, c.task.name, c.fingerprint) in seen:
+            raise ValueError(f"--model {c.path} is given twice for {c.task.name}; seeds are different checkpoints.")
+        seen[c.name, c.task.name, c.fingerprint] = c.path
     runs = [_run(c, rows[c.task.name], journal, options, not args.quiet) for c in classifiers]
     results = [measure(r) for r in runs]
     comparisons = compare(runs, seed=args.seed)
@@ -63,7 +68,8 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     for group in dict.fromkeys(spec.group for spec in specs):
         of_group = [r for r, (spec, _) in zip(results, asked, strict=True) if spec.group == group]
         score, accuracy_only = official_score(of_group)
-        if score is not None:
+        # Without names nothing says which of several models of a task belongs to which of another.
+        if score is not None and (group or len(of_group) == len(TASKS)):
             scores.append({"model": group, "score": score, "score_accuracy_only": accuracy_only})
     only = scores[0] if len(scores) == 1 else {}
     data = {
@@ -83,7 +89,7 @@ def tasks_of(spec: Spec, asked: list[str] | None) -> list[str]:
     if spec.task is None:
         if not asked:
             raise ValueError(f"--task is missing: model {spec.path} is given without one.")
-        return asked
+        return list(dict.fromkeys(asked))
     own = [spec.task, "mnli-mm"] if spec.task == "mnli" else [spec.task]
     chosen = [name for name in own if not asked or name in asked]
     if not chosen:
@@ -101,7 +107,7 @@ def _run(classifier: Classifier, rows: list[Row], journal: Journal, options: dic
         return {name: getattr(found, name).tolist() for name in names}
 
     kept = {name: numpy.array(value) for name, value in journal.part(key, compute).items()}
-    return Run(classifier.name, classifier.path, classifier.task, rows, **kept)
+    return Run(classifier.name, classifier.path, classifier.task, rows, about=classifier.about(), **kept)
 
 
 def text(data: dict[str, Any]) -> str:
@@ -122,8 +128,12 @@ def text(data: dict[str, Any]) -> str:
                     "attack success": percent(r["attack_success_rate"]),
                     "predicted": " ".join(f"{k} {100 * v:.0f}" for k, v in r["predicted_share"].items()),
                     **(
-                        {"residual": f"{r['mean_residual']:.1e}", "unconverged": percent(r["unconverged_rate"])}
-                        if r["mean_residual"] is not None
+                        {
+                            "residual": "not finite" if r["mean_residual"] is None else f"{r['mean_residual']:.1e}",
+                            "unconverged": percent(r["unconverged_rate"]),
+                            "of rows": r["residual_rows"],
+                        }
+                        if r["unconverged_rate"] is not None
                         else {}
                     ),
                 }
@@ -183,11 +193,8 @@ def text(data: dict[str, Any]) -> str:
 
 
 def _warnings(results: Sequence[dict[str, Any]]) -> list[str]:
-    found = []
+    found = collapse_warnings(results)
     for r in results:
-        label, share = max(r["predicted_share"].items(), key=lambda item: item[1])
-        if share >= 0.9:
-            found.append(f"warning: {r['model']} predicts {label} for {100 * share:.0f} % of the rows of {r['task']}.")
         if not r["pairs"]:
             found.append(
                 f"warning: no row of {r['task']} has its original, so clean accuracy is not known: this accuracy alone "

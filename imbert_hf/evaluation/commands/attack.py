@@ -7,6 +7,9 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
+import numpy
+
+from ..advglue import baseline
 from ..ascent import Ascent
 from ..candidates import CharacterEdits, load_masked_language_model
 from ..classifier import Classifier, load_classifier, predict
@@ -67,6 +70,8 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     specs = [parse_model(text) for text in args.model]
     if len({spec.name for spec in specs}) < len(specs):
         raise ValueError(f"--model names must differ, got {', '.join(spec.name for spec in specs)}.")
+    if wrong := [spec for spec in specs if spec.task not in (None, task.name)]:
+        raise ValueError(f"--model {wrong[0].path} is of {wrong[0].task}, and --task is {task.name}.")
     options = load_options(args)
 
     def load(path: str, name: str | None = None) -> Classifier:
@@ -85,11 +90,14 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     found: dict[str, list[dict[str, Any]]] = {"embedding": [], "query": [], "noise": []}
     survivors: dict[str, dict[str, list[bool]]] = {}  # what was done -> model -> the rows that stay right
     for classifier in classifiers:
-        about = {"model": classifier.name, "path": classifier.path, "task": task.name}
-        clean = predict(classifier, [row.texts for row in rows], batch_size=args.batch_size, residuals="none").labels
+        common = {"of": classifier.key(), "rows": digest(rows), "batch_size": args.batch_size}
+        clean = journal.part({"clean": 0, **common}, partial(_labels, classifier, setting))
         survivors.setdefault("none", {})[classifier.name] = [a == row.label for a, row in zip(clean, rows, strict=True)]
+        about = {"model": classifier.name, "path": classifier.path, "task": task.name, **classifier.about()}
+        about["clean_accuracy"] = float(numpy.mean(survivors["none"][classifier.name]))
+        about |= baseline(task, [row.label for row in rows], clean)
         for kind in kinds:
-            keep = partial(_keep, journal, {"attack": kind, "of": classifier.key(), "rows": digest(rows)})
+            keep = partial(_keep, journal, {"attack": kind, **common})
             if kind == "embedding":
                 entries = [_embedding(classifier, setting, _source(classifier, setting, load), keep)]
             elif kind == "noise":
@@ -124,6 +132,11 @@ class Setting:
     @property
     def options(self) -> dict[str, Any]:
         return {"batch_size": self.args.batch_size, "progress": not self.args.quiet}
+
+
+def _labels(classifier: Classifier, setting: Setting) -> list[int]:
+    texts = [row.texts for row in setting.rows]
+    return predict(classifier, texts, batch_size=setting.args.batch_size, residuals="none").labels.tolist()
 
 
 def _candidates(args: argparse.Namespace, kinds: Sequence[str]) -> dict[str, Any]:

@@ -6,13 +6,30 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..advglue import collapse_warnings
 from ..report import percent, table
 from .common import comparison_table, interval
 
 
 def text(data: dict[str, Any]) -> str:
     """The tables of a run, shares in percent, with a warning under each curve that may not be believed."""
-    parts = []
+    entries = [entry for section in ("embedding", "query", "noise") for entry in data[section]]
+    parts = [
+        table(
+            [
+                {
+                    "model": e["model"],
+                    "task": e["task"],
+                    "n": e["n"],
+                    "accuracy": percent(e["clean_accuracy"]),
+                    "majority": percent(e["majority_accuracy"]),
+                    "predicted": " ".join(f"{k} {100 * v:.0f}" for k, v in e["predicted_share"].items()),
+                }
+                for e in {e["model"]: e for e in entries}.values()
+            ]
+        )
+    ]
+    parts += ["\n".join(warnings)] if (warnings := collapse_warnings(entries)) else []
     for entry in data["embedding"]:
         start = {"radius": 0, "accuracy": entry["clean_accuracy"], "accuracy_ci95": entry["clean_accuracy_ci95"]}
         parts.append(
@@ -29,14 +46,7 @@ def text(data: dict[str, Any]) -> str:
                 ]
             )
         )
-        failed = [
-            f"warning: {entry['model']} failed the check {c['name']}, so that the accuracies above may be too high: "
-            f"{c['message']}."
-            for c in entry["checks"]
-            if not c["passed"]
-        ]
-        passed = f"{entry['model']} passed all {len(entry['checks'])} checks for gradient masking."
-        parts.append("\n".join(failed or [passed]))
+        parts.append("\n".join(_verdict(entry)))
     if data["query"]:
         parts.append(
             table(
@@ -46,7 +56,7 @@ def text(data: dict[str, Any]) -> str:
                         "attack": e["attack"],
                         "n": e["n"],
                         "accuracy": percent(e["accuracy"]),
-                        "under attack": percent(e["accuracy_under_attack"]),
+                        "under attack [95 %]": interval(e["accuracy_under_attack"], e["accuracy_under_attack_ci95"]),
                         "success": percent(e["success_rate"]),
                         "mean queries": e["mean_queries"],
                         "words changed": percent(e["mean_changed_share"]),
@@ -67,6 +77,23 @@ def text(data: dict[str, Any]) -> str:
     if data["comparisons"]:
         parts.append(comparison_table(data["comparisons"], "attack"))
     return "\n\n".join(parts)
+
+
+def _verdict(entry: dict[str, Any]) -> list[str]:
+    """A warning for each check that failed, and which passed or could not be made."""
+    by: dict[bool | None, list[dict[str, Any]]] = {True: [], False: [], None: []}
+    for check in entry["checks"]:
+        by[check["passed"]].append(check)
+    lines = [
+        f"warning: {entry['model']} failed the check {check['name']}, so that the accuracies above may be too high: "
+        f"{check['message']}."
+        for check in by[False]
+    ]
+    for passed, what in ((True, "passed"), (None, "not made")):
+        if by[passed]:
+            names = ", ".join(check["name"] for check in by[passed])
+            lines.append(f"{entry['model']}, checks for gradient masking {what}: {names}.")
+    return lines
 
 
 def figure(data: dict[str, Any]) -> Figure:
@@ -95,7 +122,7 @@ def figure(data: dict[str, Any]) -> Figure:
 def _draw_curves(entries: Sequence[dict[str, Any]], axis: Any) -> None:
     for i, e in enumerate(entries):
         radii, accuracies = [0.0] + [p["radius"] for p in e["curve"]], [p["accuracy"] for p in e["curve"]]
-        believed = all(c["passed"] for c in e["checks"])
+        believed = all(c["passed"] is not False for c in e["checks"])
         label = e["model"][-24:] + ("" if believed else " (checks failed)")
         axis.plot(radii, [e["clean_accuracy"], *accuracies], "o-" if believed else "o--", color=f"C{i}", label=label)
         points = [(p["radius"], p["transfer_accuracy"]) for p in e["curve"] if p["transfer_accuracy"] is not None]

@@ -50,10 +50,9 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
             base_license=args.base_license,
             base_model=args.base_model,
         )
-    except KeyError as error:
-        raise ValueError(
-            f"an entry of the JSON files lacks {error}; render with the version that wrote them."
-        ) from None
+    except (KeyError, TypeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"holds a value of another type: {error}"
+        raise ValueError(f"config.json or an entry of the JSON files {what}.") from None
     write(card, path, overwrite=args.overwrite)
     lines = [f"warning: {warning}" for warning in results.warnings] + [f"The card is in {path}."]
     address = push(args.model, args.repo_id) if args.push else None

@@ -29,9 +29,13 @@ def parse_label_map(text: str | None) -> dict[str, int] | None:
     if text is None:
         return None
     try:
-        return {name.strip(): int(index) for name, index in (pair.split("=") for pair in text.split(","))}
+        pairs = [(name.strip(), int(index)) for name, index in (pair.split("=") for pair in text.split(","))]
     except ValueError:
         raise ValueError(f"--label-map must read like negative=0,positive=1, got {text!r}.") from None
+    known = {label for task in TASKS.values() for label in task.labels}
+    if wrong := [name for name, _ in pairs if name not in known or sum(name == other for other, _ in pairs) > 1]:
+        raise ValueError(f"--label-map must name each label once, of {', '.join(sorted(known))}, got {wrong[0]!r}.")
+    return dict(pairs)
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy
-import torch
 from matplotlib.figure import Figure
-from transformers import AutoTokenizer
 
 from imbert_hf import IMBertModel
 
+from ..loading import fingerprint, load_pretrained
 from ..report import Journal, Report, percent, table
 from ..spectrum import stability_function
 from ..stability import THETAS, stability
@@ -53,6 +52,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     names = ("radius", "directions", "restarts", "steps", "eigenvalues", "iterations", "max_length", "seed")
     options = {name: getattr(args, name) for name in names}
     data = stability(model, tokenizer, texts, **options, journal=journal, progress=not args.quiet)
+    data["fingerprint"] = fingerprint(args.model, model.config)
     data["summary"] = summarise(data)
     return Report(data, text(data), lambda: figure(data))
 
@@ -65,21 +65,8 @@ def load_encoder(path: str, *, device: str = "cpu", dtype: str = "float32") -> t
     Raises:
         ValueError: it cannot be loaded, is of another family, lacks weights or a tokenizer.
     """
-    try:
-        loaded: Any = IMBertModel.from_pretrained(
-            path, add_pooling_layer=False, dtype=getattr(torch, dtype), output_loading_info=True
-        )
-        tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"model {path} cannot be loaded as BERT or IM-BERT: {first}") from None
-    model, loading = loaded
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"model {path} is no trained BERT or IM-BERT: its checkpoint lacks {missing[0]}.")
-    # Without a vocabulary file, transformers 5 makes one of special tokens alone.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ValueError(f"model {path} holds no tokenizer; save the model's own there.")
-    return model.to(device).eval(), tokenizer
+    what = "BERT or IM-BERT"
+    return load_pretrained(IMBertModel, path, what, dtype=dtype, device=device, add_pooling_layer=False)
 
 
 def read_texts(

@@ -1,0 +1,89 @@
+"""Checkpoints with their tokenizers, and what tells two of them apart."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+import imbert_hf  # noqa: F401 - registers IM-BERT with the Auto classes
+
+
+# What predictions depend on, among the files of a folder.
+_TELLING = ("*.safetensors", "pytorch_model*.bin", "config.json", "*.py", "token*", "vocab*", "merges.txt", "*.model")
+
+
+def load_pretrained(
+    model_class: Any, path: str, what: str, *, dtype: str, device: str, trust_remote_code: bool = False, **kwargs
+) -> tuple[Any, Any]:
+    """Model, in eval mode, and tokenizer.
+
+    Args:
+        model_class: with from_pretrained.
+        path: folder or Hub id.
+        what: it is to be, for the message.
+        dtype, device: as torch names them.
+        trust_remote_code: run code that comes with the checkpoint.
+        kwargs: of from_pretrained.
+
+    Raises:
+        ValueError: it cannot be loaded, lacks weights that such a model has, or a tokenizer.
+    """
+    try:
+        loaded = model_class.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **kwargs,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model, loading = loaded
+        model = model.to(device).eval()
+    except Exception as error:  # broken files, other shapes, unknown devices: each library raises its own
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{path} cannot be loaded as a {what}: {first}") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"{path} is no trained {what}: its checkpoint lacks {missing[0]}.")
+    # Without a vocabulary file, transformers 5 makes one of special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"{path} holds no tokenizer; save the model's own there.")
+    known, largest = len(model.get_input_embeddings().weight), max(tokenizer.get_vocab().values())
+    if largest >= known:
+        raise ValueError(f"the tokenizer of {path} gives tokens up to {largest}, and the model knows {known}.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token  # hidden by the attention mask
+    if tokenizer.pad_token is None:
+        raise ValueError(f"the tokenizer of {path} has no token to pad with.")
+    return model, tokenizer
+
+
+def longest_input(model: Any, tokenizer: Any) -> int:
+    """Tokens that model and tokenizer take."""
+    positions = getattr(model.config, "max_position_embeddings", None) or -1
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from behind the padding index.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1
+    limits = [limit for limit in (positions, tokenizer.model_max_length) if 0 < limit < 10**6]
+    return min(limits, default=512)
+
+
+def fingerprint(path: str, config: Any = None) -> str:
+    """A hash of the files of a folder that predictions depend on, or of a commit on the Hub.
+
+    Args:
+        path: folder or Hub id.
+        config: as loaded from the Hub, which knows the commit.
+    """
+    told = hashlib.sha256()
+    folder = Path(path)
+    for file in sorted({file for pattern in _TELLING for file in folder.glob(pattern) if file.is_file()}):
+        told.update(f"{file.name} {file.stat().st_size} ".encode())
+        with file.open("rb") as content:
+            while chunk := content.read(1 << 20):
+                told.update(chunk)
+    if not folder.is_dir():
+        told.update(repr((path, getattr(config, "_commit_hash", None))).encode())
+    return told.hexdigest()[:16]
