@@ -9,10 +9,9 @@ implicit function theorem a cotangent v of y reaches b as w / c, and F's paramet
 
     (I - (s / c) dF/dy)^T w = v.
 
-This file travels with every checkpoint: it imports torch, the standard library and its sister solvers_imbert.py alone.
+This file travels with every checkpoint: it imports torch, the standard library and its sisters alone.
 """
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,91 +21,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .fixed_map_imbert import FixedMap, evaluation, saved_tensor_hooks_active
 from .solvers_imbert import Anderson, Evaluation, Relation, Solution, Solver, solve
 
 
 # e of f(h) = F(h) - e h
 CARRY = {"increment": 1.0, "layer": 0.0}
 INITIAL_GUESSES = ("explicit", "previous")
-
-
-class FixedMap:
-    """F as one fixed function: every evaluation, in forward and in backward, is the first one again.
-
-    Each replays the random state of the first, so that all draw the same dropout masks, and leaves the state as it
-    found it; the first leaves what a plain call of the layer would leave. Each runs under the autocast setting of the
-    forward.
-
-    Args:
-        layer: h -> F(h) of the same shape. Where it has an attribute `training` that is false, nothing is replayed.
-        x: a tensor on the layer's device.
-    """
-
-    def __init__(self, layer: Callable[[Tensor], Tensor], x: Tensor):
-        self.layer = layer
-        self.random = getattr(layer, "training", True)
-        self.device = x.device
-        self.state: tuple | None = None
-        self.grad = torch.is_grad_enabled()
-        self.autocast = None
-        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-            self.autocast = torch.get_autocast_dtype(x.device.type)
-
-    def __call__(self, y: Tensor) -> Tensor:
-        with self._autocast():
-            if not self.random:
-                return self.layer(y)
-            if self.state is None:
-                self.state = self._get_state()
-                return self.layer(y)
-            outer = self._get_state()
-            self._set_state(self.state)
-            try:
-                return self.layer(y)
-            finally:
-                self._set_state(outer)
-
-    def _autocast(self):
-        # A weight cast under no_grad must not stay in autocast's cache: a tracked evaluation would find it there,
-        # without its gradient.
-        if not self.grad or not torch.amp.is_autocast_available(self.device.type):
-            return contextlib.nullcontext()
-        enabled, cache = self.autocast is not None, torch.is_grad_enabled()
-        return torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled, cache_enabled=cache)
-
-    def _get_state(self) -> tuple:
-        cpu = torch.get_rng_state()
-        if self.device.type == "cpu":
-            return (cpu,)
-        return cpu, torch.get_device_module(self.device).get_rng_state(self.device)
-
-    def _set_state(self, state: tuple) -> None:
-        torch.set_rng_state(state[0])
-        if len(state) > 1:
-            torch.get_device_module(self.device).set_rng_state(state[1], self.device)
-
-
-def _saved_tensor_hooks_active() -> bool:
-    """Whether saved tensors are being intercepted, as non-reentrant checkpointing does."""
-    try:
-        with torch.autograd.graph.disable_saved_tensors_hooks("probe"):
-            return False
-    except RuntimeError:
-        return True
-
-
-def _with_pullback(F: FixedMap, y: Tensor) -> Evaluation:
-    """F(y) and u -> (dF/dy)^T u, under no_grad, inference_mode and compilation too; differentiable in grad mode."""
-    if not _saved_tensor_hooks_active():
-        Fy, pullback, *_ = torch.func.vjp(F, y)
-        return Fy, lambda u: pullback(u)[0]
-    # torch.func refuses such hooks. This graph lives within the solve, and checkpointing must not see it: it would
-    # recompute the layer for every product.
-    direct = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
-    with torch.enable_grad(), direct:
-        leaf = y.detach().requires_grad_()
-        Fy = F(leaf)
-    return Fy.detach(), lambda u: torch.autograd.grad(Fy, leaf, u)[0]
 
 
 class _Carry(torch.autograd.Function):
@@ -136,7 +57,7 @@ class _Problem:
     parameters: tuple[Tensor, ...]  # what F depends on beside its input; known where the gradient mode asks for it
 
     def evaluate(self, y: Tensor, last: bool = False) -> Evaluation:
-        return _evaluate(self.F, y, self.solver.needs_pullback)
+        return evaluation(self.F, y, self.solver.needs_pullback)
 
     def solve(self, evaluate: Callable[[Tensor, bool], Evaluation]) -> Solution:
         return solve(self.relation, evaluate, self.solver, self.guess, self.first, self.iterations, self.tolerance)
@@ -263,7 +184,7 @@ class OneStep:
                 return problem.evaluate(y)
             with torch.enable_grad():
                 moving = _Carry.apply(y, along)
-                if problem.solver.needs_pullback and _saved_tensor_hooks_active():
+                if problem.solver.needs_pullback and saved_tensor_hooks_active():
                     tracked = problem.F(moving)  # one evaluation more: the graph of a product stays out of a checkpoint
                     return problem.evaluate(y)
                 tracked, pullback = problem.evaluate(moving)
@@ -274,10 +195,6 @@ class OneStep:
         if tracked is None:
             tracked = problem.F(_Carry.apply(solution.value, along))
         return replace(solution, value=_Carry.apply(solution.value, relation.b / relation.c + relation.s * tracked))
-
-
-def _evaluate(F: FixedMap, y: Tensor, pullback: bool) -> Evaluation:
-    return _with_pullback(F, y) if pullback else (F(y), None)
 
 
 def _leaves(value: Tensor, entry: Any = None) -> tuple[Tensor, ...]:
@@ -380,7 +297,7 @@ def implicit_step(
             if search or not (solved and previous and theta == 1):  # else F(x) is evaluated by the first iteration
                 entry = _Carry.apply(x.detach(), x) if search else x
                 with torch.set_grad_enabled(graph and (search or not solved or theta < 1 or gradient.unrolled)):
-                    first = _evaluate(F, entry, solved and previous and solver.needs_pullback)
+                    first = evaluation(F, entry, solved and previous and solver.needs_pullback)
                 b = x if theta == 1 else euler(first[0], step_size * (1 - theta))
                 guess = x if previous else euler(first[0], step_size)
             relation = Relation(b, s, 1 + carry * s, mask)
@@ -392,7 +309,7 @@ def implicit_step(
             )
             return gradient.solve(problem) if graph else problem.solve(problem.evaluate)
 
-        if not (tracked and gradient.unrolled and solver.needs_pullback and _saved_tensor_hooks_active()):
+        if not (tracked and gradient.unrolled and solver.needs_pullback and saved_tensor_hooks_active()):
             return step(x)
         solutions: list[Solution] = []
 

@@ -7,7 +7,6 @@ This file travels with every checkpoint, and imports all that travel with it, so
 """
 
 import contextlib
-import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,15 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPoolingAndCrossAttentions,
-    MaskedLMOutput,
-    MultipleChoiceModelOutput,
-    NextSentencePredictorOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
 from transformers.models.bert.modeling_bert import (
     BertEmbeddings,
     BertEncoder,
@@ -34,7 +24,6 @@ from transformers.models.bert.modeling_bert import (
     BertForMultipleChoice,
     BertForNextSentencePrediction,
     BertForPreTraining,
-    BertForPreTrainingOutput,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -49,7 +38,19 @@ from transformers.models.bert.modeling_bert import (
 )
 
 from .configuration_imbert import IMBertConfig
+from .fixed_map_imbert import FixedMap  # noqa: F401 - so that it travels
 from .gradients_imbert import Gradient, Implicit, OneStep, Unrolled, implicit_step
+from .outputs_imbert import (
+    IMBertForPreTrainingOutput,
+    IMBertModelOutput,
+    IMMaskedLMOutput,
+    IMMultipleChoiceModelOutput,
+    IMNextSentencePredictorOutput,
+    IMQuestionAnsweringModelOutput,
+    IMSequenceClassifierOutput,
+    IMTokenClassifierOutput,
+    forward_of,
+)
 from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solver
 
 
@@ -215,86 +216,6 @@ class IMBertPreTrainedModel(BertPreTrainedModel):
         )
 
 
-@dataclass
-class _Statistics:
-    """Fields that every output adds to BERT's.
-
-    im_residuals: per implicit layer (batch,), the relative residual ||r|| / ||y|| of the solve.
-    im_iterations_used: per implicit layer (batch,) int64, iterations of the solve.
-    Both are None unless output_im_statistics=True is passed, which costs one more evaluation of each implicit layer.
-    """
-
-    im_residuals: tuple[Tensor, ...] | None = None
-    im_iterations_used: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class IMBertModelOutput(_Statistics, BaseModelOutputWithPoolingAndCrossAttentions):
-    pass
-
-
-@dataclass
-class IMBertForPreTrainingOutput(_Statistics, BertForPreTrainingOutput):
-    pass
-
-
-@dataclass
-class IMMaskedLMOutput(_Statistics, MaskedLMOutput):
-    pass
-
-
-@dataclass
-class IMNextSentencePredictorOutput(_Statistics, NextSentencePredictorOutput):
-    pass
-
-
-@dataclass
-class IMSequenceClassifierOutput(_Statistics, SequenceClassifierOutput):
-    pass
-
-
-@dataclass
-class IMMultipleChoiceModelOutput(_Statistics, MultipleChoiceModelOutput):
-    pass
-
-
-@dataclass
-class IMTokenClassifierOutput(_Statistics, TokenClassifierOutput):
-    pass
-
-
-@dataclass
-class IMQuestionAnsweringModelOutput(_Statistics, QuestionAnsweringModelOutput):
-    pass
-
-
-def _forward_of(bert_forward: Callable, output_class: type) -> Any:
-    """BERT's own forward, with output_im_statistics among its arguments and the statistics in its output."""
-
-    @wraps(bert_forward)
-    def forward(self: Any, *args, output_im_statistics=None, return_dict=None, im_statistics=None, **kwargs):
-        if im_statistics is None and output_im_statistics:
-            im_statistics = []
-        outputs = bert_forward(self, *args, im_statistics=im_statistics, return_dict=True, **kwargs)
-        outputs = output_class(**outputs)
-        if im_statistics is not None:
-            outputs["im_residuals"] = tuple(residual for residual, _ in im_statistics)
-            outputs["im_iterations_used"] = tuple(steps for _, steps in im_statistics)
-        if return_dict is None:
-            return_dict = getattr(self.config, "return_dict", True)
-        return outputs if return_dict else outputs.to_tuple()
-
-    signature = inspect.signature(bert_forward)
-    parameters = list(signature.parameters.values())
-    added = inspect.Parameter(
-        "output_im_statistics", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
-    )
-    has_kwargs = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-    parameters.insert(len(parameters) - has_kwargs, added)
-    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return forward
-
-
 def _token_mask(attention_mask: Tensor | None) -> Tensor | None:
     """(batch, length), True for real tokens, from what BERT takes as attention_mask."""
     if attention_mask is None or attention_mask.dim() == 2:
@@ -365,7 +286,7 @@ class IMBertModel(IMBertPreTrainedModel, BertModel):
         self.pooler = BertPooler(config) if add_pooling_layer else None
         self.post_init()
 
-    forward = _forward_of(_bert_model_forward, IMBertModelOutput)
+    forward = forward_of(_bert_model_forward, IMBertModelOutput)
 
 
 class IMBertForPreTraining(IMBertPreTrainedModel, BertForPreTraining):
@@ -377,7 +298,7 @@ class IMBertForPreTraining(IMBertPreTrainedModel, BertForPreTraining):
         self.cls = BertPreTrainingHeads(config)
         self.post_init()
 
-    forward = _forward_of(BertForPreTraining.forward, IMBertForPreTrainingOutput)
+    forward = forward_of(BertForPreTraining.forward, IMBertForPreTrainingOutput)
 
 
 class IMBertForMaskedLM(IMBertPreTrainedModel, BertForMaskedLM):
@@ -389,7 +310,7 @@ class IMBertForMaskedLM(IMBertPreTrainedModel, BertForMaskedLM):
         self.cls = BertOnlyMLMHead(config)
         self.post_init()
 
-    forward = _forward_of(BertForMaskedLM.forward, IMMaskedLMOutput)
+    forward = forward_of(BertForMaskedLM.forward, IMMaskedLMOutput)
 
 
 class IMBertForNextSentencePrediction(IMBertPreTrainedModel, BertForNextSentencePrediction):
@@ -401,7 +322,7 @@ class IMBertForNextSentencePrediction(IMBertPreTrainedModel, BertForNextSentence
         self.cls = BertOnlyNSPHead(config)
         self.post_init()
 
-    forward = _forward_of(BertForNextSentencePrediction.forward, IMNextSentencePredictorOutput)
+    forward = forward_of(BertForNextSentencePrediction.forward, IMNextSentencePredictorOutput)
 
 
 def _classifier(config: IMBertConfig) -> nn.Linear:
@@ -426,7 +347,7 @@ class IMBertForSequenceClassification(IMBertPreTrainedModel, BertForSequenceClas
         self.classifier = _classifier(config)
         self.post_init()
 
-    forward = _forward_of(BertForSequenceClassification.forward, IMSequenceClassifierOutput)
+    forward = forward_of(BertForSequenceClassification.forward, IMSequenceClassifierOutput)
 
 
 class IMBertForMultipleChoice(IMBertPreTrainedModel, BertForMultipleChoice):
@@ -439,7 +360,7 @@ class IMBertForMultipleChoice(IMBertPreTrainedModel, BertForMultipleChoice):
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
-    forward = _forward_of(BertForMultipleChoice.forward, IMMultipleChoiceModelOutput)
+    forward = forward_of(BertForMultipleChoice.forward, IMMultipleChoiceModelOutput)
 
 
 class IMBertForTokenClassification(IMBertPreTrainedModel, BertForTokenClassification):
@@ -453,7 +374,7 @@ class IMBertForTokenClassification(IMBertPreTrainedModel, BertForTokenClassifica
         self.classifier = _classifier(config)
         self.post_init()
 
-    forward = _forward_of(BertForTokenClassification.forward, IMTokenClassifierOutput)
+    forward = forward_of(BertForTokenClassification.forward, IMTokenClassifierOutput)
 
 
 class IMBertForQuestionAnswering(IMBertPreTrainedModel, BertForQuestionAnswering):
@@ -466,7 +387,7 @@ class IMBertForQuestionAnswering(IMBertPreTrainedModel, BertForQuestionAnswering
         self.qa_outputs = _classifier(config)
         self.post_init()
 
-    forward = _forward_of(BertForQuestionAnswering.forward, IMQuestionAnsweringModelOutput)
+    forward = forward_of(BertForQuestionAnswering.forward, IMQuestionAnsweringModelOutput)
 
 
 __all__ = [
