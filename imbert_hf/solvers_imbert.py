@@ -18,7 +18,6 @@ This file travels with every checkpoint: it imports torch and the standard libra
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -142,26 +141,28 @@ class Anderson:
         _require(0 < self.damping <= 1, "damping must be a number > 0 and <= 1", self.damping)
         _require(isinstance(self.memory, int) and self.memory >= 1, "memory must be an integer >= 1", self.memory)
 
-    def init(self) -> list:
-        return []
+    def init(self) -> tuple:
+        return None, []
 
     def step(self, relation, y, g, pullback, state):
+        previous, history = state
         d = g - y
-        history = [*state, (y, d)][-self.memory - 1 :]
         y_next = torch.lerp(y, g, self.damping)
-        if len(history) > 1:
-            pairs = list(pairwise(history))
-            dy = [new[0] - old[0] for old, new in pairs]
-            dd = [new[1] - old[1] for old, new in pairs]
-            D = torch.stack([relation.real(t).flatten(1) for t in dd], dim=1)  # (batch, memory, length * width)
-            D = D.to(torch.promote_types(D.dtype, torch.float32))
-            target = relation.real(d).flatten(1).to(D.dtype)
+        if previous is not None:
+            dy, dd = y - previous[0], d - previous[1]
+            step = torch.add(dy, dd, alpha=self.damping)
+            history = [*history, (_flat(relation, dd), step)][-self.memory :]
+            D = torch.stack([dd for dd, _ in history], dim=1)  # (batch, memory, length * width)
             with torch.autocast(D.device.type, enabled=False):  # its squares need the precision
-                weights = _least_squares(D, target).to(y.dtype)  # (batch, memory)
-            for i in range(len(pairs)):
-                weight = weights[:, i].view(-1, *[1] * (y.dim() - 1))
-                y_next = y_next - weight * (dy[i] + self.damping * dd[i])
-        return y_next, history
+                weights = _least_squares(D, _flat(relation, d)).to(y.dtype)  # (batch, memory)
+            for i, (_, step) in enumerate(history):
+                y_next = y_next - weights[:, i].view(-1, *[1] * (y.dim() - 1)) * step
+        return y_next, ((y, d), history)
+
+
+def _flat(relation: Relation, t: Tensor) -> Tensor:
+    """(batch, length * width) over real tokens, in float32 or the wider dtype of `t`."""
+    return relation.real(t).flatten(1).to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _least_squares(D: Tensor, target: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ def _least_squares(D: Tensor, target: Tensor) -> Tensor:
     differences are nearly parallel and leaves w = 0 where they vanish.
     """
     A = D @ D.transpose(1, 2)
-    rhs = D @ target[..., None]
+    rhs = torch.linalg.vecdot(D, target[:, None])[..., None]
     info = torch.finfo(D.dtype)
     diagonal = A.diagonal(dim1=1, dim2=2)
     A = A + torch.diag_embed(diagonal * info.eps**0.5 + info.tiny)
