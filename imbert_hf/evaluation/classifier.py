@@ -222,7 +222,7 @@ def predict(
     every = {"all": 1, "sample": 4, "none": 0}[residuals] if classifier.implicit else 0
     logits: Any = numpy.zeros((len(texts), len(classifier.order)), dtype=numpy.float32)
     measured: list[numpy.ndarray] = []
-    for number, rows in enumerate(tqdm(batches, desc=classifier.name, leave=False, disable=not progress)):
+    for number, rows in enumerate(tqdm(batches, desc=classifier.name, leave=False, disable=not (progress and batches))):
         batch = classifier.collate([encodings[i] for i in rows])
         measure = every > 0 and number % every == min(every // 2, len(batches) - 1)
         outputs = classifier.model(**batch, **({"output_im_statistics": True} if measure else {}))

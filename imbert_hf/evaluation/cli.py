@@ -8,11 +8,11 @@ from typing import NoReturn
 import torch
 from transformers.utils import logging
 
-from .commands import advglue, attack, card, stability
+from .commands import advglue, attack, card, cost, stability
 from .report import Journal, check_destination, versions, write_json, write_whole
 
 
-COMMANDS = {"advglue": advglue, "attack": attack, "stability": stability, "card": card}
+COMMANDS = {"advglue": advglue, "attack": attack, "stability": stability, "cost": cost, "card": card}
 
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
