@@ -44,9 +44,13 @@ class Relation:
     c: float
     mask: Tensor | None = None
 
+    @cached_property
+    def start(self) -> Tensor:
+        return self.b / self.c
+
     def map(self, Fy: Tensor) -> Tensor:
         """g = (b + s F(y)) / c."""
-        return torch.add(self.b, Fy, alpha=self.s).mul(1 / self.c)
+        return torch.add(self.start, Fy, alpha=self.s / self.c)
 
     def real(self, t: Tensor) -> Tensor:
         """`t` (batch, length, width) with zeros for padded tokens."""
@@ -54,8 +58,16 @@ class Relation:
 
     def norm(self, t: Tensor) -> Tensor:
         """Euclidean norm per example over real tokens, (batch,), in float32 or the wider dtype of `t`."""
-        dtype = torch.promote_types(t.dtype, torch.float32)
-        return torch.linalg.vector_norm(self.real(t.detach()).flatten(1), dim=1, dtype=dtype)
+        norms = torch.linalg.vector_norm(t.detach(), dim=-1, dtype=_wide(t))
+        return torch.linalg.vector_norm(self._tokens(norms), dim=1)
+
+    def dot(self, t: Tensor, u: Tensor) -> Tensor:
+        """Inner product per example over real tokens, (batch,), in float32 or the wider dtype of `t`."""
+        return self._tokens((t.to(_wide(t)) * u).sum(dim=-1)).sum(dim=1)
+
+    def _tokens(self, values: Tensor) -> Tensor:
+        """One value a token, (batch, length), with zeros for padded tokens."""
+        return (values if self.mask is None else torch.where(self.mask, values, 0)).reshape(len(values), -1)
 
     def relative_residual(self, y: Tensor, Fy: Tensor) -> Tensor:
         """||r(y)|| / ||y|| per example, (batch,); inf where it is not a number."""
@@ -141,45 +153,54 @@ class Anderson:
         _require(0 < self.damping <= 1, "damping must be a number > 0 and <= 1", self.damping)
         _require(isinstance(self.memory, int) and self.memory >= 1, "memory must be an integer >= 1", self.memory)
 
-    def init(self) -> tuple:
-        return None, []
+    def init(self) -> None:
+        return None
 
     def step(self, relation, y, g, pullback, state):
-        previous, history = state
-        d = g - y
-        y_next = torch.lerp(y, g, self.damping)
-        if previous is not None:
-            dy, dd = y - previous[0], d - previous[1]
-            step = torch.add(dy, dd, alpha=self.damping)
-            history = [*history, (_flat(relation, dd), step)][-self.memory :]
-            D = torch.stack([dd for dd, _ in history], dim=1)  # (batch, memory, length * width)
-            with torch.autocast(D.device.type, enabled=False):  # its squares need the precision
-                weights = _least_squares(D, _flat(relation, d)).to(y.dtype)  # (batch, memory)
-            for i, (_, step) in enumerate(history):
-                y_next = y_next - weights[:, i].view(-1, *[1] * (y.dim() - 1)) * step
-        return y_next, ((y, d), history)
+        d, z = g - y, torch.lerp(y, g, self.damping)
+        if state is None:
+            rounding = (torch.finfo(_wide(y)).eps * relation.norm(y)).square()
+            return z, (d, z, [], None, None, rounding)
+        d_previous, z_previous, history, A, rhs, rounding = state
+        dd, dz = d - d_previous, z - z_previous
+        history = [*history, (dd, dz)][-self.memory :]
+        row = torch.stack([relation.dot(dd, other) for other, _ in history], dim=1)
+        new = relation.dot(dd, d)[:, None]
+        if (kept := len(history) - 1) == 0:
+            A, rhs = row[:, None], new
+        else:  # <dd_i, d> = <dd_i, d_previous> + <dd_i, dd>
+            column = row[:, :-1]
+            A = torch.cat([torch.cat([A[:, -kept:, -kept:], column[..., None]], dim=2), row[:, None]], dim=1)
+            rhs = torch.cat([rhs[:, -kept:] + column, new], dim=1)
+        weights = _least_squares(A, rhs, rounding).to(y.dtype)  # (batch, kept + 1)
+        y_next = z
+        for weight, (_, dz) in zip(weights.unbind(dim=1), history, strict=True):
+            y_next = torch.addcmul(y_next, weight.view([-1] + [1] * (y.dim() - 1)), dz, value=-1)
+        return y_next, (d, z, history, A, rhs, rounding)
 
 
-def _flat(relation: Relation, t: Tensor) -> Tensor:
-    """(batch, length * width) over real tokens, in float32 or the wider dtype of `t`."""
-    return relation.real(t).flatten(1).to(torch.promote_types(t.dtype, torch.float32))
+def _wide(t: Tensor) -> torch.dtype:
+    return torch.promote_types(t.dtype, torch.float32)
 
 
-def _least_squares(D: Tensor, target: Tensor) -> Tensor:
-    """argmin_w ||target - w D|| per example: D (batch, m, n), target (batch, n) -> w (batch, m).
+def _least_squares(A: Tensor, rhs: Tensor, rounding: Tensor) -> Tensor:
+    """argmin_w ||d - sum_i w_i dd_i|| per example, from inner products.
 
-    Normal equations by Gauss-Jordan elimination: batched, differentiable, without the host synchronisation of a library
-    solve. The diagonal is raised by the relative weight sqrt(eps), which bounds the growth of rounding errors when
-    differences are nearly parallel and leaves w = 0 where they vanish.
+    Gauss-Jordan elimination: batched, differentiable, without the host synchronisation of a library solve. The diagonal
+    is raised by the relative weight sqrt(eps), which bounds the growth of rounding errors when differences are nearly
+    parallel, and by `rounding`, so that differences which are nothing but rounding errors get no weight.
+
+    Args:
+        A: (batch, m, m), <dd_i, dd_j>.
+        rhs: (batch, m), <dd_i, d>.
+        rounding: (batch,), square of the size of rounding errors.
     """
-    A = D @ D.transpose(1, 2)
-    rhs = torch.linalg.vecdot(D, target[:, None])[..., None]
-    info = torch.finfo(D.dtype)
-    diagonal = A.diagonal(dim1=1, dim2=2)
-    A = A + torch.diag_embed(diagonal * info.eps**0.5 + info.tiny)
-    M = torch.cat([A, rhs], dim=2)  # (batch, m, m + 1)
-    eye = torch.eye(D.shape[1], dtype=D.dtype, device=D.device)
-    for i in range(D.shape[1]):
+    info = torch.finfo(A.dtype)
+    raised = A.diagonal(dim1=1, dim2=2) * info.eps**0.5 + rounding[:, None] + info.tiny
+    A = A + torch.diag_embed(raised)
+    M = torch.cat([A, rhs[..., None]], dim=2)  # (batch, m, m + 1)
+    eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
+    for i in range(A.shape[1]):
         row = M[:, i : i + 1] / M[:, i : i + 1, i : i + 1]
         M = M - (M[:, :, i : i + 1] - eye[:, i : i + 1]) * row
     return M[:, :, -1]

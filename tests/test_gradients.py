@@ -8,6 +8,7 @@ import pytest
 import torch
 from problems import Linear, Mixing, cosine, inputs, relative_error, step
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, Implicit, OneStep, Unrolled
@@ -203,6 +204,52 @@ def test_one_dropout_mask_serves_the_solve_and_its_gradient(solver, layer_kind):
     assert torch.equal(torch.get_rng_state(), after_one_evaluation)  # after backward and statistics, too
     layer.eval()
     assert relative_error(run(Unrolled())[1], exact) > 1e-2
+
+
+class Noisy(Mixing):
+    """Dropout, and noise that is no dropout mask."""
+
+    def forward(self, h):
+        return super().forward(h) + 0.1 * torch.randn_like(h)
+
+
+class Draws(TorchDispatchMode):
+    """Counts the random operations inside it that move the random state."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        state = torch.get_rng_state()
+        result = func(*args, **kwargs or {})
+        self.count += torch.Tag.nondeterministic_seeded in func.tags and not torch.equal(state, torch.get_rng_state())
+        return result
+
+
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_dropout_masks_are_drawn_once(solver, gradient):
+    layer, x = Mixing(dropout=0.3), inputs()
+    with Draws() as plain:
+        layer(x)
+    with Draws() as draws:
+        solution = step(layer, x, solver=SOLVERS[solver], gradient=GRADIENTS[gradient], iterations=3, theta=0.9)
+        solution.value.backward(cotangent(x))
+        _ = solution.residual
+    assert draws.count == plain.count > 0
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("guess", INITIAL_GUESSES)
+def test_noise_that_is_no_dropout_is_one_too(solver, guess):
+    layer, x = Noisy(dropout=0.3), inputs()
+
+    def run(gradient):
+        torch.manual_seed(5)
+        solution = step(layer, x, solver=SOLVERS[solver], gradient=gradient, iterations=300, initial_guess=guess)
+        return solution, torch.cat([g.flatten() for g in gradients(solution.value, x, layer)])
+
+    solution, exact = run(Unrolled())
+    assert (solution.residual < 1e-6).all()
+    assert relative_error(run(Implicit(150))[1], exact) < 1e-5
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.5, 1.0])
