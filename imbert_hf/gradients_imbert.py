@@ -275,7 +275,7 @@ def implicit_step(
     _check(x, vector_field, step_size, theta, initial_guess, iterations, tolerance, mask)
     # What F depends on beside its input: a module tells; for another callable it is found where it is needed.
     parameters = None
-    if hasattr(layer, "parameters"):
+    if torch.is_grad_enabled() and hasattr(layer, "parameters"):
         parameters = tuple(p for p in layer.parameters() if p.requires_grad)
     tracked = torch.is_grad_enabled() and (x.requires_grad or parameters != ())
     with torch.set_grad_enabled(tracked):

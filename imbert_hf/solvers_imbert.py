@@ -15,7 +15,7 @@ padding.
 This file travels with every checkpoint: it imports torch and the standard library alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from torch import Tensor
 Evaluation = tuple[Tensor, Callable[[Tensor], Tensor] | None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Relation:
     """c y = b + s F(y).
 
@@ -44,40 +44,43 @@ class Relation:
     c: float
     mask: Tensor | None = None
 
-    @cached_property
-    def start(self) -> Tensor:
-        return self.b / self.c
+    def __post_init__(self):
+        self._constant = self.b / self.c
+        self._padding = None if self.mask is None else ~self.mask
 
     def map(self, Fy: Tensor) -> Tensor:
         """g = (b + s F(y)) / c."""
-        return torch.add(self.start, Fy, alpha=self.s / self.c)
+        return torch.add(self._constant, Fy, alpha=self.s / self.c)
 
     def real(self, t: Tensor) -> Tensor:
         """`t` (batch, length, width) with zeros for padded tokens."""
-        return t if self.mask is None else t.masked_fill(~self.mask[..., None], 0)
+        return t if self._padding is None else t.masked_fill(self._padding[..., None], 0)
 
     def norm(self, t: Tensor) -> Tensor:
         """Euclidean norm per example over real tokens, (batch,), in float32 or the wider dtype of `t`."""
         norms = torch.linalg.vector_norm(t.detach(), dim=-1, dtype=_wide(t))
-        return torch.linalg.vector_norm(self._tokens(norms), dim=1)
+        if self._padding is not None:
+            norms = norms.masked_fill(self._padding, 0)
+        return torch.linalg.vector_norm(norms.reshape(len(t), -1), dim=1)
 
-    def dot(self, t: Tensor, u: Tensor) -> Tensor:
-        """Inner product per example over real tokens, (batch,), in float32 or the wider dtype of `t`."""
-        return self._tokens((t.to(_wide(t)) * u).sum(dim=-1)).sum(dim=1)
-
-    def _tokens(self, values: Tensor) -> Tensor:
-        """One value a token, (batch, length), with zeros for padded tokens."""
-        return (values if self.mask is None else torch.where(self.mask, values, 0)).reshape(len(values), -1)
+    def dots(self, t: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+        """Inner products with each of `others` per example over real tokens, each (batch, 1, 1), wide as in `norm`."""
+        t = t.to(_wide(t))
+        products = torch.stack([(t * other).sum(dim=-1) for other in others])  # (n, batch, length)
+        if self._padding is not None:
+            products = products.masked_fill(self._padding, 0)
+        sums = products.flatten(2).sum(dim=2) if t.dim() > 2 else products
+        return list(sums.view(*sums.shape, *[1] * (t.dim() - 1)).unbind())
 
     def relative_residual(self, y: Tensor, Fy: Tensor) -> Tensor:
         """||r(y)|| / ||y|| per example, (batch,); inf where it is not a number."""
-        return _ratio(self.c * self.norm(y - self.map(Fy)), self.norm(y))
+        ratio = _ratio(self.c * self.norm(y - self.map(Fy)), self.norm(y))
+        return torch.where(ratio.isnan(), torch.inf, ratio)
 
 
 def _ratio(residual: Tensor, size: Tensor) -> Tensor:
     # No real token at all: 0 / 0, and nothing to solve.
-    ratio = torch.where(residual == 0, residual, residual / size)
-    return torch.where(ratio.isnan(), torch.inf, ratio)
+    return residual / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 
 def _require(ok: bool, what: str, value: Any) -> None:
@@ -111,7 +114,7 @@ class FixedPoint:
         return None
 
     def step(self, relation, y, g, pullback, state):
-        return torch.lerp(y, g, self.damping), None
+        return _damped(y, g, self.damping), None
 
 
 @dataclass(frozen=True)
@@ -157,53 +160,54 @@ class Anderson:
         return None
 
     def step(self, relation, y, g, pullback, state):
-        d, z = g - y, torch.lerp(y, g, self.damping)
+        d, z = g - y, _damped(y, g, self.damping)
         if state is None:
-            rounding = (torch.finfo(_wide(y)).eps * relation.norm(y)).square()
-            return z, (d, z, [], None, None, rounding)
+            info = torch.finfo(_wide(y))
+            rounding = (info.eps * relation.norm(y)).square().clamp(min=info.tiny)
+            return z, (d, z, [], [], [], rounding.view([-1] + [1] * (y.dim() - 1)))
         d_previous, z_previous, history, A, rhs, rounding = state
         dd, dz = d - d_previous, z - z_previous
-        history = [*history, (dd, dz)][-self.memory :]
-        row = torch.stack([relation.dot(dd, other) for other, _ in history], dim=1)
-        new = relation.dot(dd, d)[:, None]
-        if (kept := len(history) - 1) == 0:
-            A, rhs = row[:, None], new
-        else:  # <dd_i, d> = <dd_i, d_previous> + <dd_i, dd>
-            column = row[:, :-1]
-            A = torch.cat([torch.cat([A[:, -kept:, -kept:], column[..., None]], dim=2), row[:, None]], dim=1)
-            rhs = torch.cat([rhs[:, -kept:] + column, new], dim=1)
-        weights = _least_squares(A, rhs, rounding).to(y.dtype)  # (batch, kept + 1)
+        if len(history) == self.memory:
+            history, A, rhs = history[1:], [row[1:] for row in A[1:]], rhs[1:]
+        *column, size, new = relation.dots(dd, [*(other for other, _ in history), dd, d])
+        history = [*history, (dd, dz)]
+        A = [[*row, product] for row, product in zip(A, column, strict=True)]
+        # Raised, so that nearly parallel differences do not blow up, and mere rounding errors get no weight.
+        A.append([*column, torch.add(rounding, size, alpha=1 + torch.finfo(size.dtype).eps ** 0.5)])
+        # <dd_i, d> = <dd_i, d_previous> + <dd_i, dd>
+        rhs = [*(old + product for old, product in zip(rhs, column, strict=True)), new]
         y_next = z
-        for weight, (_, dz) in zip(weights.unbind(dim=1), history, strict=True):
-            y_next = torch.addcmul(y_next, weight.view([-1] + [1] * (y.dim() - 1)), dz, value=-1)
+        for weight, (_, dz) in zip(_eliminate(A, rhs), history, strict=True):
+            y_next = torch.addcmul(y_next, weight.to(y.dtype), dz, value=-1)
         return y_next, (d, z, history, A, rhs, rounding)
+
+
+def _damped(y: Tensor, g: Tensor, damping: float) -> Tensor:
+    return g if damping == 1 else torch.lerp(y, g, damping)
 
 
 def _wide(t: Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
 
-def _least_squares(A: Tensor, rhs: Tensor, rounding: Tensor) -> Tensor:
-    """argmin_w ||d - sum_i w_i dd_i|| per example, from inner products.
+def _eliminate(A: list[list[Tensor]], rhs: list[Tensor]) -> list[Tensor]:
+    """w with A w = rhs, A symmetric and positive definite, whose entries are tensors: a system an example.
 
-    Gauss-Jordan elimination: batched, differentiable, without the host synchronisation of a library solve. The diagonal
-    is raised by the relative weight sqrt(eps), which bounds the growth of rounding errors when differences are nearly
-    parallel, and by `rounding`, so that differences which are nothing but rounding errors get no weight.
-
-    Args:
-        A: (batch, m, m), <dd_i, dd_j>.
-        rhs: (batch, m), <dd_i, d>.
-        rounding: (batch,), square of the size of rounding errors.
+    Gauss's elimination, written out since the systems are tiny: differentiable, and without the host synchronisation of
+    a library solve.
     """
-    info = torch.finfo(A.dtype)
-    raised = A.diagonal(dim1=1, dim2=2) * info.eps**0.5 + rounding[:, None] + info.tiny
-    A = A + torch.diag_embed(raised)
-    M = torch.cat([A, rhs[..., None]], dim=2)  # (batch, m, m + 1)
-    eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
-    for i in range(A.shape[1]):
-        row = M[:, i : i + 1] / M[:, i : i + 1, i : i + 1]
-        M = M - (M[:, :, i : i + 1] - eye[:, i : i + 1]) * row
-    return M[:, :, -1]
+    A, w, n = [row[:] for row in A], rhs[:], len(rhs)
+    for i in range(n):
+        for j in range(i + 1, n):
+            factor = A[i][j] / A[i][i]
+            for k in range(j, n):
+                A[j][k] = torch.addcmul(A[j][k], factor, A[i][k], value=-1)
+            w[j] = torch.addcmul(w[j], factor, w[i], value=-1)
+    for i in reversed(range(n)):
+        for j in range(i + 1, n):
+            w[i] = torch.addcmul(w[i], A[i][j], w[j], value=-1)
+        w[i] = w[i] / A[i][i]
+    return w
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,8 +260,7 @@ def solve(
     shape = [-1] + [1] * (y.dim() - 1)
     steps = torch.full(y.shape[:1], iterations, device=y.device)
     size = relation.norm(y)
-    finite = size.isfinite()
-    size = torch.where(finite, size, torch.nan)
+    finite = size < torch.inf  # and no NaN
     best, best_steps = y, torch.zeros_like(steps)
     best_residual = torch.full_like(size, torch.inf)
     state = solver.init()
@@ -266,7 +269,9 @@ def solve(
         Fy, pullback = evaluation
         g = relation.map(Fy)
         residual = _ratio(relation.c * relation.norm(y - g), size)
-        better = (residual < best_residual) & ~(best_residual <= tolerance)
+        better = (residual < best_residual) & finite
+        if tolerance > 0:
+            better = better & (best_residual > tolerance)
         best = torch.where(better.view(shape), y if tolerance > 0 else y.detach(), best)
         best_steps = torch.where(better, k, best_steps)
         best_residual = torch.where(better, residual, best_residual)
@@ -274,10 +279,9 @@ def solve(
             break
         y, state = solver.step(relation, y, g, pullback, state)
         size = relation.norm(y)
-        finite = finite & size.isfinite()
+        finite = finite & (size < torch.inf)
         # An example that failed stays at its best iterate: no later one can come back from there, in value or gradient.
         y = torch.where(finite.view(shape), y, best)
-        size = torch.where(finite, size, torch.nan)  # its residual is no longer a candidate
 
     if tolerance > 0:
         steps = torch.where(finite & ~(best_residual <= tolerance), steps, best_steps)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, Implicit, OneStep, Unrolled
 from imbert_hf.gradients_imbert import CARRY, INITIAL_GUESSES
-from imbert_hf.solvers_imbert import _least_squares
+from imbert_hf.solvers_imbert import Relation, _eliminate
 
 
 SOLVERS = {
@@ -48,23 +48,48 @@ def test_anderson_on_a_linear_relation_is_as_good_as_its_memory(memory):
     assert (solution.residual.item() < 1e-6) == (memory >= 3)
 
 
-def test_least_squares_matches_the_library_per_example():
-    generator = torch.Generator().manual_seed(0)
-    D = torch.randn(4, 3, 50, dtype=torch.float64, generator=generator)
-    target = torch.randn(4, 50, dtype=torch.float64, generator=generator)
+def test_elimination_matches_the_library_per_example():
+    D = torch.randn(4, 5, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    A, rhs = D[:, :4] @ D[:, :4].mT, D[:, :4] @ D[:, 4, :, None]
+    entries = [[A[:, i, j] for j in range(4)] for i in range(4)]
+    found = _eliminate(entries, list(rhs[..., 0].unbind(dim=1)))
+    torch.testing.assert_close(torch.stack(found, dim=1), torch.linalg.solve(A, rhs)[..., 0])
 
-    def weights_of(D):
-        return _least_squares(D @ D.mT, torch.linalg.vecdot(D, target[:, None]), torch.zeros(4))
 
-    expected = torch.linalg.lstsq(D.transpose(1, 2), target[..., None]).solution[..., 0]
-    torch.testing.assert_close(weights_of(D), expected, rtol=1e-6, atol=1e-7)
-    D[1, 2] = 0  # a difference that vanished gets no weight
-    D[2, 1] = D[2, 0]  # parallel ones do not blow up
-    weights = weights_of(D)
-    assert weights[1, 2] == 0
-    assert weights.isfinite().all()
-    assert weights[2].abs().max() < 1
-    torch.testing.assert_close(weights[3], expected[3], rtol=1e-6, atol=1e-7)
+@pytest.mark.parametrize("memory", [1, 2, 3, 5])
+def test_anderson_by_the_library(memory):
+    """A few steps against least squares by the library on differences of the iterates."""
+    layer, x = Mixing(), inputs(requires_grad=False)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
+    real = mask[..., None].double()
+    with torch.no_grad():
+        ys, gs = [x], [(x + layer(x)) / 2]
+        for k in range(6):
+            d, y = [g - y for y, g in zip(ys, gs, strict=True)], gs[-1]
+            if k:
+                dd = torch.stack([(d[i + 1] - d[i]) * real for i in range(k)][-memory:], dim=-1).flatten(1, 2)
+                dg = torch.stack([gs[i + 1] - gs[i] for i in range(k)][-memory:], dim=-1)
+                w = torch.linalg.lstsq(dd, (d[-1] * real).flatten(1)[..., None]).solution[..., 0]
+                y = y - (dg * w[:, None, None]).sum(dim=-1)
+            ys.append(y)
+            gs.append((x + layer(y)) / 2)
+        setting = {"solver": Anderson(memory=memory), "gradient": Implicit(), "initial_guess": "previous", "mask": mask}
+        for k in range(1, 6):
+            value = step(layer, x, iterations=k, **setting).value
+            torch.testing.assert_close(value, ys[k], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_differences_that_tell_nothing_get_no_weight(same):
+    """Parallel differences do not blow up, nor do those of a converged iteration."""
+    relation = Relation(torch.zeros(1, 2, 3, dtype=torch.float64), 1.0, 1.0)
+    solver, y = Anderson(), torch.ones(1, 2, 3, dtype=torch.float64)
+    state = solver.init()
+    for k in range(4):
+        shift = 0.5**k if same else 1e-17 * k
+        y_next, state = solver.step(relation, y - shift, y - shift / 2, None, state)
+    assert y_next.isfinite().all()
+    assert (y_next - y).abs().max() < (1e-3 if same else 1e-15)
 
 
 @pytest.mark.parametrize(("theta", "order"), [(0.0, 1), (0.5, 2), (1.0, 1)])
