@@ -31,15 +31,16 @@ INITIAL_GUESSES = ("explicit", "previous")
 
 
 class _Carry(torch.autograd.Function):
-    """`value`, with the gradient handed to `carrier`."""
+    """`value`, with the gradient, divided by `c`, handed to `carrier`."""
 
     @staticmethod
-    def forward(ctx, value, carrier):
+    def forward(ctx, value, carrier, c=1.0):
+        ctx.c = c
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx, v):
-        return None, v
+        return None, v / ctx.c, None
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,6 @@ class OneStep:
 
     def solve(self, problem):
         relation = problem.relation
-        along = problem.x / relation.c
         # With the guess "previous" and theta < 1 the one evaluation of a single iteration is F(x), tracked already.
         single = problem.first is not None and problem.iterations == 1 and problem.tolerance == 0
         tracked = problem.first[0] if single else None
@@ -183,7 +183,7 @@ class OneStep:
             if not last:
                 return problem.evaluate(y)
             with torch.enable_grad():
-                moving = _Carry.apply(y, along)
+                moving = _Carry.apply(y, problem.x, relation.c)
                 if problem.solver.needs_pullback and saved_tensor_hooks_active():
                     tracked = problem.F(moving)  # one evaluation more: the graph of a product stays out of a checkpoint
                     return problem.evaluate(y)
@@ -193,8 +193,9 @@ class OneStep:
         with torch.no_grad():
             solution = problem.solve(evaluate)
         if tracked is None:
-            tracked = problem.F(_Carry.apply(solution.value, along))
-        return replace(solution, value=_Carry.apply(solution.value, relation.b / relation.c + relation.s * tracked))
+            tracked = problem.F(_Carry.apply(solution.value, problem.x, relation.c))
+        s, c = relation.s, relation.c
+        return replace(solution, value=_Carry.apply(solution.value, torch.add(relation.b, tracked, alpha=s * c), c))
 
 
 def _leaves(value: Tensor, entry: Any = None) -> tuple[Tensor, ...]:

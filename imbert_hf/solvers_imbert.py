@@ -45,12 +45,11 @@ class Relation:
     mask: Tensor | None = None
 
     def __post_init__(self):
-        self._constant = self.b / self.c
         self._padding = None if self.mask is None else ~self.mask
 
     def map(self, Fy: Tensor) -> Tensor:
         """g = (b + s F(y)) / c."""
-        return torch.add(self._constant, Fy, alpha=self.s / self.c)
+        return torch.add(self.b, Fy, alpha=self.s).mul_(1 / self.c)
 
     def real(self, t: Tensor) -> Tensor:
         """`t` (batch, length, width) with zeros for padded tokens."""
@@ -265,8 +264,8 @@ def solve(
     best_residual = torch.full_like(size, torch.inf)
     state = solver.init()
     for k in range(iterations + (tolerance > 0)):
-        evaluation = first if k == 0 and first is not None else evaluate(y, tolerance == 0 and k == iterations - 1)
-        Fy, pullback = evaluation
+        last = tolerance == 0 and k == iterations - 1
+        Fy, pullback = first if k == 0 and first is not None else evaluate(y, last)
         g = relation.map(Fy)
         residual = _ratio(relation.c * relation.norm(y - g), size)
         better = (residual < best_residual) & finite
@@ -278,6 +277,7 @@ def solve(
         if k == iterations or (tolerance > 0 and bool((best_residual <= tolerance).all())):
             break
         y, state = solver.step(relation, y, g, pullback, state)
+        del Fy, pullback, g  # and the graph behind them, before the next evaluation
         size = relation.norm(y)
         finite = finite & (size < torch.inf)
         # An example that failed stays at its best iterate: no later one can come back from there, in value or gradient.
