@@ -4,6 +4,7 @@ This file travels with every checkpoint: it imports torch, the standard library 
 """
 
 import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -45,11 +46,11 @@ class _UseMasks(TorchDispatchMode):
 
     def __init__(self, masks: list[Tensor]):
         super().__init__()
-        self.masks = iter(masks)
+        self.masks = masks[::-1]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in _DRAWS:
-            return _DRAWS[func](args[0], next(self.masks))
+            return _DRAWS[func](args[0], self.masks.pop())
         return func(*args, **kwargs or {})
 
 
@@ -58,20 +59,22 @@ class FixedMap:
 
     Each replays the random state of the first, so that all draw the same dropout masks, and leaves the state as it
     found it; the first leaves what a plain call of the layer would leave. On a CPU, where to draw the masks takes a
-    third of an evaluation, they are kept instead, a byte an element, for as long as this object lives. Each runs under
-    the autocast setting of the forward.
+    third of an evaluation, they are kept instead, a byte an element, until an evaluation is told to drop them. Each
+    runs under the autocast setting of the forward.
 
     Args:
-        layer: h -> F(h) of the same shape. Where it has an attribute `training` that is false, nothing is replayed.
+        layer: h -> F(h) of the same shape. Where it has an attribute `training` that is false, nothing is replayed, and
+            where `selects` is true, layer.select(rows) is the same for some rows of the batch.
         x: a tensor on the layer's device.
     """
 
-    def __init__(self, layer: Callable[[Tensor], Tensor], x: Tensor):
+    def __init__(self, layer: Any, x: Tensor):
         self.layer = layer
         self.random = getattr(layer, "training", True)
         self.device = x.device
         self.state: tuple | None = None
         self.masks: list[Tensor] | None = None
+        self.drop_masks = False
         self.grad = torch.is_grad_enabled()
         self.autocast = None
         if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
@@ -85,7 +88,10 @@ class FixedMap:
                 self.state = self._get_state()
                 return self._first(y)
             if self.masks is not None:
-                with _UseMasks(self.masks):
+                use = _UseMasks(self.masks)
+                if self.drop_masks:
+                    self.masks = None
+                with use:
                     return self.layer(y)
             outer = self._get_state()
             self._set_state(self.state)
@@ -93,6 +99,17 @@ class FixedMap:
                 return self.layer(y)
             finally:
                 self._set_state(outer)
+
+    @property
+    def selects(self) -> bool:
+        """Whether it can leave rows of the batch out: not where others would draw their masks, nor within a graph."""
+        return not self.random and not torch.is_grad_enabled() and getattr(self.layer, "selects", False)
+
+    def select(self, rows: Tensor) -> "FixedMap":
+        """The map for the rows of the batch that `rows` (n,) names."""
+        part = copy.copy(self)
+        part.layer = self.layer.select(rows)
+        return part
 
     def _first(self, y: Tensor) -> Tensor:
         if self.device.type != "cpu" or torch.compiler.is_compiling():

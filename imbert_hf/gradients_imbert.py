@@ -43,7 +43,7 @@ class _Carry(torch.autograd.Function):
         return None, v / ctx.c, None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Problem:
     """One solve, as the gradient modes see it."""
 
@@ -51,17 +51,31 @@ class _Problem:
     x: Tensor
     relation: Relation
     solver: Solver
-    guess: Tensor
+    guess: Tensor | None  # until the solve takes it: it need not stay in memory beside later iterates
     first: Evaluation | None  # at the guess, where there is one
     iterations: int
     tolerance: float
     parameters: tuple[Tensor, ...]  # what F depends on beside its input; known where the gradient mode asks for it
 
-    def evaluate(self, y: Tensor, last: bool = False) -> Evaluation:
-        return evaluation(self.F, y, self.solver.needs_pullback)
+    def evaluate(self, y: Tensor, last: bool = False, rows: Tensor | None = None) -> Evaluation:
+        if rows is None or len(rows) == len(y) or not self.F.selects:
+            return evaluation(self.F, y, self.solver.needs_pullback)
+        Fy, pullback = evaluation(self.F.select(rows), y[rows], self.solver.needs_pullback)
 
-    def solve(self, evaluate: Callable[[Tensor, bool], Evaluation]) -> Solution:
-        return solve(self.relation, evaluate, self.solver, self.guess, self.first, self.iterations, self.tolerance)
+        def whole(part: Tensor) -> Tensor:
+            return y.index_copy(0, rows, part.to(y.dtype))
+
+        return whole(Fy), None if pullback is None else lambda u: whole(pullback(u[rows]))
+
+    def solve(self, evaluate: Callable[[Tensor, bool, Tensor | None], Evaluation]) -> Solution:
+        return solve(
+            self.relation, evaluate, self.solver, self._take_guess(), self.first, self.iterations, self.tolerance
+        )
+
+    def _take_guess(self) -> Tensor:
+        guess, self.guess = self.guess, None
+        assert guess is not None
+        return guess
 
 
 class Gradient(Protocol):
@@ -128,7 +142,7 @@ def _adjoint(F, parameters, s, c, mask, solver, iterations, y, v) -> tuple[Tenso
         leaf = y.detach().requires_grad_()
         Fy = F(leaf)
 
-    def evaluate(w, last):
+    def evaluate(w, last, rows):
         return torch.autograd.grad(Fy, leaf, w, retain_graph=True, materialize_grads=True)[0], None
 
     solution = solve(Relation(v, ratio, 1.0, mask), evaluate, solver, c * v, None, iterations, tolerance=0.0)
@@ -178,15 +192,16 @@ class OneStep:
         single = problem.first is not None and problem.iterations == 1 and problem.tolerance == 0
         tracked = problem.first[0] if single else None
 
-        def evaluate(y, last):
+        def evaluate(y, last, rows):
             nonlocal tracked
             if not last:
-                return problem.evaluate(y)
+                return problem.evaluate(y, last, rows)
             with torch.enable_grad():
                 moving = _Carry.apply(y, problem.x, relation.c)
                 if problem.solver.needs_pullback and saved_tensor_hooks_active():
                     tracked = problem.F(moving)  # one evaluation more: the graph of a product stays out of a checkpoint
                     return problem.evaluate(y)
+                problem.F.drop_masks = True
                 tracked, pullback = problem.evaluate(moving)
             return tracked.detach(), pullback
 
@@ -305,9 +320,9 @@ def implicit_step(
             if not solved:
                 return _explicit(F, relation, b if theta == 0 else guess, tolerance)
             found = _leaves(first[0], entry.grad_fn) if search else parameters
-            problem = _Problem(
-                F, x, relation, solver, guess, first if previous else None, iterations, tolerance, found or ()
-            )
+            first = first if previous else None
+            problem = _Problem(F, x, relation, solver, guess, first, iterations, tolerance, found or ())
+            del guess, first
             return gradient.solve(problem) if graph else problem.solve(problem.evaluate)
 
         if not (tracked and gradient.unrolled and solver.needs_pullback and saved_tensor_hooks_active()):

@@ -7,6 +7,7 @@ This file travels with every checkpoint, and imports all that travel with it, so
 """
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -122,6 +123,13 @@ class _LayerMap:
             if (module := modules.pop()) is not None:
                 self.training = module.training
                 modules.extend(module._modules.values())
+        # Others than SDPA report attention weights of the whole batch, or know its rows by more than the mask.
+        self.selects = layer.config._attn_implementation == "sdpa"
+
+    def select(self, rows: Tensor) -> "_LayerMap":
+        part, (mask, *rest) = copy.copy(self), self.args
+        part.args = (mask if mask is None or len(mask) == 1 else mask[rows], *rest)
+        return part
 
     def parameters(self) -> list[Tensor]:
         # Replicas of DataParallel hold theirs under another name.

@@ -239,7 +239,7 @@ class Solution:
 
 def solve(
     relation: Relation,
-    evaluate: Callable[[Tensor, bool], Evaluation],
+    evaluate: Callable[[Tensor, bool, Tensor | None], Evaluation],
     solver: Solver,
     y: Tensor,
     first: Evaluation | None,
@@ -248,8 +248,9 @@ def solve(
 ) -> Solution:
     """Runs `solver` from `y` for at most `iterations` steps.
 
-    evaluate(y, last) returns F(y) and the pullback; `last` marks the evaluation that no other will follow, which only
-    tolerance 0 can tell. `first` is the evaluation at the guess, where there is one already.
+    evaluate(y, last, rows) returns F(y) and the pullback; `last` marks the evaluation that no other will follow, which
+    only tolerance 0 can tell; `rows`, where there is a tolerance, are the examples that are looked at: what is returned
+    for the others only has to be finite. `first` is the evaluation at the guess, where there is one already.
 
     Tolerance 0: F is evaluated `iterations` times, nothing is read on the host, and the last iterate is returned.
     Tolerance > 0: an example stops at the first iterate whose relative residual is within it, or keeps the best of all
@@ -262,10 +263,10 @@ def solve(
     finite = size < torch.inf  # and no NaN
     best, best_steps = y, torch.zeros_like(steps)
     best_residual = torch.full_like(size, torch.inf)
-    state = solver.init()
+    state, rows = solver.init(), None
     for k in range(iterations + (tolerance > 0)):
         last = tolerance == 0 and k == iterations - 1
-        Fy, pullback = first if k == 0 and first is not None else evaluate(y, last)
+        Fy, pullback = first if k == 0 and first is not None else evaluate(y, last, rows)
         g = relation.map(Fy)
         residual = _ratio(relation.c * relation.norm(y - g), size)
         better = (residual < best_residual) & finite
@@ -274,8 +275,10 @@ def solve(
         best = torch.where(better.view(shape), y if tolerance > 0 else y.detach(), best)
         best_steps = torch.where(better, k, best_steps)
         best_residual = torch.where(better, residual, best_residual)
-        if k == iterations or (tolerance > 0 and bool((best_residual <= tolerance).all())):
-            break
+        if tolerance > 0:
+            rows = (finite & (best_residual > tolerance)).nonzero()[:, 0]
+            if k == iterations or len(rows) == 0:
+                break
         y, state = solver.step(relation, y, g, pullback, state)
         del Fy, pullback, g  # and the graph behind them, before the next evaluation
         size = relation.norm(y)
@@ -288,6 +291,6 @@ def solve(
         return Solution(best, steps, finite, tolerance, lambda: best_residual)
 
     def measure() -> Tensor:
-        return relation.relative_residual(y.detach(), evaluate(y.detach(), False)[0])
+        return relation.relative_residual(y.detach(), evaluate(y.detach(), False, None)[0])
 
     return Solution(y, torch.where(finite, steps, best_steps), finite, tolerance, measure)

@@ -233,7 +233,8 @@ def test_dropout_masks_are_drawn_once(solver, gradient):
     with Draws() as draws:
         solution = step(layer, x, solver=SOLVERS[solver], gradient=GRADIENTS[gradient], iterations=3, theta=0.9)
         solution.value.backward(cotangent(x))
-        _ = solution.residual
+        if gradient != "one_step":  # whose last evaluation drops the masks
+            _ = solution.residual
     assert draws.count == plain.count > 0
 
 

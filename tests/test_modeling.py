@@ -381,6 +381,44 @@ def test_gradient_checkpointing_changes_nothing_and_recomputes_once(solver, grad
     assert ck_backward <= backward + ck_forward <= backward + 5
 
 
+@pytest.mark.parametrize("solver", ["fixed_point", "anderson", "gradient_descent"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_rows_that_converged_leave_the_batch(solver, attention, batch):
+    """At inference with a tolerance; the prediction is that of the whole batch, and of each row alone."""
+    torch.manual_seed(0)
+    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_iterations=30, im_learning_rate=0.05)
+    model.set_attn_implementation(attention)
+    evaluated = []
+    layer = model.bert.encoder.layer[0]
+    layer.output.register_forward_hook(lambda module, args, output: evaluated.append(len(output)))
+
+    def run(batch):
+        evaluated.clear()
+        return model(**batch, output_im_statistics=True)
+
+    with torch.no_grad():
+        model.config.im_iterations = 4
+        model.config.im_tolerance = 1.001 * run(batch).im_residuals[0].median().item()  # the first within 4 iterations
+        model.config.im_iterations = 30
+        outputs = run(batch)
+        used = outputs.im_iterations_used[0]
+        assert len(set(used.tolist())) > 1
+        # One evaluation for the guess, and for each row one an iteration and one that finds the tolerance reached.
+        leaving = [3, *[int((used >= k).sum()) for k in range(used.max() + 1)]]
+        assert evaluated == (leaving if attention == "sdpa" else [3] * len(leaving))
+        for i in range(3):
+            length = int(batch["attention_mask"][i].sum())
+            alone = run({name: value[i : i + 1, :length] for name, value in batch.items()})
+            torch.testing.assert_close(alone.logits[0], outputs.logits[i], rtol=0, atol=1e-5)
+            assert alone.im_iterations_used[0].item() == used[i]
+        model.train()  # the masks of dropout are of the whole batch
+        run(batch)
+        assert set(evaluated) == {3}
+    model.eval().config.im_gradient = "unrolled"  # and so is a graph
+    run(batch)
+    assert set(evaluated) == {3}
+
+
 def test_compiled_inference_is_one_graph(batch):
     _, model = pair_of("ForSequenceClassification")
     with torch.no_grad():

@@ -8,11 +8,18 @@ from typing import NoReturn
 import torch
 from transformers.utils import logging
 
-from .commands import advglue, attack, card, cost, stability
+from .commands import advglue, attack, card, cost, stability, targets
 from .report import Journal, check_destination, versions, write_json, write_whole
 
 
-COMMANDS = {"advglue": advglue, "attack": attack, "stability": stability, "cost": cost, "card": card}
+COMMANDS = {
+    "advglue": advglue,
+    "attack": attack,
+    "stability": stability,
+    "cost": cost,
+    "targets": targets,
+    "card": card,
+}
 
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg")

@@ -1,0 +1,474 @@
+"""The targets command: verdicts and ratios from numbers given by hand; never a time."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from classifiers import imbert, save, tokenizer
+from conftest import imbert_config, lively
+
+from imbert_hf import IMBertForSequenceClassification
+from imbert_hf.evaluation import bench as bench_module
+from imbert_hf.evaluation import cost_measures, cost_references, targets
+from imbert_hf.evaluation.bench import Bench, record
+from imbert_hf.evaluation.cli import Parser, main
+from imbert_hf.evaluation.commands import targets as command
+from imbert_hf.evaluation.cost import make_batch
+from imbert_hf.evaluation.cost_references import find_torchdeq
+from imbert_hf.evaluation.report import Journal
+from imbert_hf.evaluation.targets import GROUPS, measure_targets
+
+
+needs_torchdeq = pytest.mark.skipif(find_torchdeq() is None, reason="torchdeq is not installed")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return lively(IMBertForSequenceClassification(imbert_config(num_hidden_layers=2))).eval()
+
+
+@pytest.fixture
+def bench(model):
+    batch = make_batch(model, None, None, 8, 6)
+    return Bench(model, random=batch, sentence=make_batch(model, None, None, 1, 6), real=batch, repeats=1)
+
+
+def fake_times(monkeypatch, seconds):
+    """Times by the name of a row, and what was asked for."""
+    asked = []
+
+    def give(self, rows, batch, training, repeats=None):
+        asked.append((len(batch["labels"]), training, repeats, [row.name for row in rows]))
+        return {row.name: seconds(row) for row in rows}
+
+    monkeypatch.setattr(Bench, "seconds", give)
+    return asked
+
+
+def fake_peaks(monkeypatch, peak):
+    monkeypatch.setattr(Bench, "peak", lambda self, row, batch: peak(row) * len(batch["labels"]))
+
+
+def table(records, *names):
+    return [tuple(r[name] for name in names) for r in records]
+
+
+# -- verdicts --
+
+
+@pytest.mark.parametrize(
+    ("measured", "bound", "strict", "verdict"),
+    [
+        (1.0, 1.05, False, "met"),
+        (1.05, 1.05, False, "met"),
+        (1.0500001, 1.05, False, "missed"),
+        (1.0, 1.0, True, "missed"),
+        (0.9999999, 1.0, True, "met"),
+        (None, 1.0, False, "not measured"),
+        (float("nan"), 1.0, False, "not measured"),
+        (float("inf"), 1.0, False, "not measured"),
+        (1.7, None, False, "-"),
+        (None, None, False, "not measured"),
+    ],
+)
+def test_verdicts(measured, bound, strict, verdict):
+    found = record("a", "b", measured, bound, strict=strict, quartiles=[0.5, float("inf")])
+    assert found["verdict"] == verdict
+    json.dumps(found, allow_nan=False)
+    assert (found["measured"] is None) == (verdict == "not measured") == (found["quartiles"] is None)
+
+
+def test_a_verdict_that_the_numbers_do_not_give():
+    found = record("a", "b", None, 1.0, verdict="missed", note="why")
+    assert (found["measured"], found["verdict"], found["note"]) == (None, "missed", "why")
+
+
+# -- groups, from times and peaks by hand --
+
+
+def test_times_against_the_floor(bench, monkeypatch):
+    """BERT takes 1 s in two rounds and 10 s in a third; fixed_point T 3 evaluates 4 times, T 1 twice."""
+    times = {"BERT": [1.0, 10.0, 1.0], "fixed_point T 1, implicit": [2.0, 21.0, 2.2]}
+    times["fixed_point T 3, implicit"] = [4.0, 44.0, 4.8]
+    asked = fake_times(monkeypatch, lambda row: times[row.name])
+    monkeypatch.setattr(targets, "INFERENCE", {"fixed_point": (1.05, (1, 3))})
+    found = list(targets.inference(bench))
+    assert table(found, "target", "setting", "bound", "verdict") == [
+        ("inference / floor", "fixed_point T 1", 1.05, "met"),
+        ("inference / floor", "fixed_point T 3", 1.05, "missed"),
+    ]
+    assert [r["measured"] for r in found] == pytest.approx([1.05, 1.1])
+    assert found[1]["quartiles"] == pytest.approx([1.05, 1.15])
+    assert asked == [(8, False, None, list(times))]
+
+
+def test_one_sentence_has_more_rounds(bench, monkeypatch):
+    asked = fake_times(monkeypatch, lambda row: [row.floor.inference])
+    monkeypatch.setattr(targets, "SENTENCE", {"anderson": (1.15, (2,))})
+    (found,) = targets.sentence(bench)
+    assert (found["setting"], found["measured"], found["verdict"]) == ("anderson T 2", 1.0, "met")
+    assert asked == [(1, False, 10, ["BERT", "anderson T 2, implicit"])]
+
+
+def test_training_against_the_floor_in_rounds_of_one_solver(bench, monkeypatch):
+    # BERT's step 3; T 2: implicit 3 evaluations, 1 again, 2 products, backward 2; one_step 3 and 2; the descent 2 more.
+    least = {"anderson": (8, 5), "gradient_descent": (10, 7)}
+    times = {"BERT": [3.0]}
+    times |= {f"anderson T 2, {g}": [n * 1.2] for g, n in zip(targets.LEAN, least["anderson"], strict=True)}
+    times |= {
+        f"gradient_descent T 2 lr 0.1, {g}": [n * 1.0]
+        for g, n in zip(targets.LEAN, least["gradient_descent"], strict=True)
+    }
+    asked = fake_times(monkeypatch, lambda row: times[row.name])
+    monkeypatch.setattr(targets, "TRAINING", dict.fromkeys(least, (1.10, (2,))))
+    found = list(targets.training(bench))
+    assert [r["measured"] for r in found] == pytest.approx([1.2, 1.2, 1, 1])
+    assert [r["verdict"] for r in found] == ["missed", "missed", "met", "met"]
+    assert found[1]["setting"] == "anderson T 2, one_step"
+    assert [(training, len(names)) for _, training, _, names in asked] == [(True, 3), (True, 3)]
+
+
+def test_memory_against_bert_and_flat(bench, monkeypatch):
+    peaks = {"BERT": 100, "anderson T 2, implicit": 110, "anderson T 8, implicit": 112, "anderson T 50, implicit": 116}
+    peaks |= {f"anderson T {T}, one_step": 100 for T in (2, 8, 50)}
+    fake_peaks(monkeypatch, lambda row: peaks[row.name])
+    monkeypatch.setattr(targets, "MEMORY", {"anderson": (1.15, (2, 8, 50))})
+    found = {(r["target"], r["setting"]): (r["measured"], r["verdict"]) for r in targets.memory(bench)}
+    assert len(found) == 6 + 2
+    assert found["memory / BERT", "anderson T 8, implicit"] == (1.12, "met")
+    assert found["memory / BERT", "anderson T 50, implicit"] == (1.16, "missed")
+    assert found["memory, spread over T", "anderson T 2 8 50, implicit"] == (pytest.approx(6 / 110), "missed")
+    assert found["memory, spread over T", "anderson T 2 8 50, one_step"] == (0, "met")
+
+
+def test_against_the_literal_reading(bench, monkeypatch):
+    answer = {"learning_rate": 0.05, "residual": 0.02, "residuals": {}, "solvers": {"anderson": 2, "fixed_point": None}}
+    monkeypatch.setattr(targets.quality, "equal_residual", lambda *args, **kwargs: answer)
+    times = {"literal T 5 lr 0.05": [8.0, 16.0], "anderson T 2, implicit": [2.0, 4.0]}
+    asked = fake_times(monkeypatch, lambda row: times[row.name])
+    found = list(targets.residual(bench))
+    assert table(found, "target", "setting", "measured", "verdict") == [
+        ("inference / literal", "anderson T 2", 0.25, "met"),
+        ("inference / literal", "fixed_point", None, "missed"),
+        ("training / literal", "anderson T 2, implicit", 0.25, "missed"),
+        ("training / literal", "fixed_point", None, "missed"),
+    ]
+    assert "does not reach literal T 5 lr 0.05's residual 2.0e-02 with up to 20 iterations" in found[1]["note"]
+    assert asked == [(8, training, None, list(times)) for training in (False, True)]
+    answer["learning_rate"] = answer["residual"] = None
+    found = list(targets.residual(bench))
+    assert [r["verdict"] for r in found] == ["not measured"] * 2
+    assert "diverges" in found[0]["note"]
+
+
+@needs_torchdeq
+def test_against_torchdeq(bench, monkeypatch):
+    monkeypatch.setattr(targets, "TORCHDEQ", {"anderson": (4,)})
+    asked = fake_times(monkeypatch, lambda row: [2.0 if row.kind == "torchdeq" else 2.0 + ("one_step" in row.name)])
+    fake_peaks(monkeypatch, lambda row: 4 if row.kind == "torchdeq" else 3)
+    assert table(targets.torchdeq(bench), "target", "setting", "measured", "verdict") == [
+        ("inference / torchdeq", "anderson T 4", 1, "met"),
+        ("training / torchdeq", "anderson T 4, implicit", 1, "met"),
+        ("training / torchdeq", "anderson T 4, one_step", 1.5, "missed"),
+        ("memory / torchdeq", "anderson T 4, implicit", 0.75, "met"),
+        ("memory / torchdeq", "anderson T 4, one_step", 0.75, "met"),
+    ]
+    pair = ["anderson T 4, implicit", "torchdeq anderson T 4, implicit"]
+    assert [names[:2] for *_, names in asked] == [pair, pair]
+    assert [len(names) for *_, names in asked] == [2, 4]
+
+
+def test_torchdeq_that_is_not_installed(bench, monkeypatch):
+    monkeypatch.setattr(cost_references, "find_torchdeq", lambda: None)
+    found = list(targets.torchdeq(bench))
+    assert table(found, "setting", "verdict") == [(s, "not measured") for s in targets.TORCHDEQ for _ in range(3)]
+    assert {r["note"] for r in found} == {"not installed (pip install torchdeq)"}
+
+
+@needs_torchdeq
+def test_half_precision_has_no_anderson_of_torchdeq(bench, monkeypatch):
+    half = IMBertForSequenceClassification(bench.model.config).bfloat16().eval()
+    monkeypatch.setattr(targets, "TORCHDEQ", {"anderson": (4,)})
+    found = list(targets.torchdeq(Bench(half, bench.random, bench.sentence, bench.real, repeats=1)))
+    assert table(found, "verdict", "note") == [("not measured", "it has no bfloat16")] * 3
+
+
+def gradient_found(monkeypatch, implicit, unrolled, rows=4):
+    def answer(model, batch, *, solvers, gradients, error, grid):
+        assert (len(batch["labels"]), error) == (4, 1e-2)
+        return {
+            "rows": rows,
+            "found": {s: {"implicit": {"iterations": implicit}, "unrolled": {"iterations": unrolled}} for s in solvers},
+        }
+
+    monkeypatch.setattr(targets.quality, "gradient_iterations", answer)
+    monkeypatch.setattr(targets, "SOLVERS", ("anderson",))
+
+
+def test_gradient_quality_there_and_from_there_on(bench, monkeypatch):
+    gradient_found(monkeypatch, 3, 4)
+    seconds = {"anderson T 3, implicit": 5, "anderson T 4, unrolled": 5}
+    seconds |= {"anderson T 6, implicit": 8, "anderson T 8, unrolled": 10}
+    fake_times(monkeypatch, lambda row: [seconds[row.name]])
+    fake_peaks(monkeypatch, lambda row: seconds[row.name])
+    settings = ["anderson T 3, implicit / anderson T 4, unrolled", "anderson T 6, implicit / anderson T 8, unrolled"]
+    assert table(targets.gradient(bench), "target", "setting", "measured", "verdict") == [
+        ("training, implicit / unrolled", settings[0], 1, "missed"),  # less, not as much
+        ("memory, implicit / unrolled", settings[0], 1, "missed"),
+        ("training, implicit / unrolled", settings[1], 0.8, "met"),
+        ("memory, implicit / unrolled", settings[1], 0.8, "met"),
+    ]
+
+
+def test_an_unrolled_step_that_does_not_fit_is_not_run(bench, monkeypatch):
+    gradient_found(monkeypatch, 3, 4)
+    asked = fake_times(monkeypatch, lambda row: [1.0])
+    # 8 rows need 8 GiB with T 4 and 16 GiB with T 8, of which 0.8 x 20 are 16.
+    fake_peaks(monkeypatch, lambda row: row.setting["iterations"] * 2**28)
+    for size, verdicts in ((20, ["missed", "met"] * 2), (19, ["missed", "met", "not measured", "not measured"])):
+        monkeypatch.setattr(targets, "memory_bytes", lambda device, size=size: size * 2**30)
+        found = list(targets.gradient(bench))
+        assert [r["verdict"] for r in found] == verdicts
+    assert found[-1]["note"] == "unrolled would take 16 GiB"
+    assert len(asked) == 3
+    monkeypatch.undo()
+    assert targets.memory_bytes(torch.device("cpu")) > 2**28
+
+
+@pytest.mark.parametrize(
+    ("implicit", "unrolled", "rows", "verdict", "note"),
+    [
+        (3, None, 4, "met", "unrolled not with an error of 0.01 up to T 48; implicit with T 3"),
+        (None, 4, 4, "missed", "implicit not with an error of 0.01 up to T 48; unrolled with T 4"),
+        (None, None, 4, "not measured", "implicit and unrolled not with an error of 0.01 up to T 48"),
+        (None, None, 0, "not measured", "no row of the batch has a converged solution"),
+    ],
+)
+def test_a_gradient_that_is_never_good(bench, monkeypatch, implicit, unrolled, rows, verdict, note):
+    gradient_found(monkeypatch, implicit, unrolled, rows)
+    found = list(targets.gradient(bench))
+    assert table(found, "setting", "measured", "verdict", "note") == [("anderson", None, verdict, note)] * 2
+
+
+def test_adjoint_against_forward(bench, monkeypatch):
+    def work(model, batch, *, solver, residuals, most):
+        assert (len(batch["labels"]), most) == (4, 60)
+        counts = {0.1: (4.0, 3.0), 0.01: (4.0, 5.0), 0.001: (None, None)}
+        common = {"solver": solver, "rows": 4, "pairs": 24, "more": 2, "unsolved": 1}
+        return [{**common, "residual": r, "evaluations": counts[r][0], "products": counts[r][1]} for r in residuals]
+
+    monkeypatch.setattr(targets.quality, "adjoint_work", work)
+    found = list(targets.adjoint(bench))
+    assert table(found[3:], "setting", "measured", "verdict") == [
+        ("anderson, residual 0.1", 0.75, "met"),
+        ("anderson, residual 0.01", 1.25, "missed"),
+        ("anderson, residual 0.001", None, "not measured"),
+    ]
+    assert found[0]["note"] == "of 24 pairs 2 need more products, 1 were not solved"
+
+
+def test_the_trapezoidal_rule(bench, monkeypatch):
+    # T 3: implicit 4 evaluations, F(x)'s backward 2, 1 again, 3 products, backward 2; one_step 4, 2 and 2.
+    times = {"BERT": 3.0, "fixed_point T 3, implicit": 12.0, "fixed_point T 3, one_step": 10.0}
+    fake_times(monkeypatch, lambda row: [times[row.name]])
+    fake_peaks(monkeypatch, lambda row: 2 if row.setting else 1)
+    found = list(targets.theta(bench))
+    assert [r["measured"] for r in found] == pytest.approx([1, 1.25, 2, 2])
+    assert [r["verdict"] for r in found] == ["met", "missed", "-", "-"]
+
+
+def test_the_row_of_the_gpu():
+    def on(device):
+        return SimpleNamespace(model=SimpleNamespace(device=torch.device(device)))
+
+    assert table(targets.gpu(on("cpu")), "verdict", "note") == [("not measured", "no GPU")]
+    assert list(targets.gpu(on("cuda"))) == []
+
+
+# -- parts --
+
+
+def test_a_part_is_known_by_all_that_it_depends_on(model, monkeypatch):
+    for name in ("TRAINING", "TRAPEZOIDAL"):
+        monkeypatch.setattr(targets, name, {"fixed_point": (1.10, (3,))})
+    keys = []
+
+    def keep(key, compute):
+        keys.append(json.dumps(key, sort_keys=True))
+        if key["measure"].endswith("peak"):
+            return 1
+        return {name: [1.0] for name, _ in key["rows"]}
+
+    texts = ["w1 w2"]
+    options = {"batch": 2, "length": 5, "repeats": 1, "keep": keep}
+    measure_targets(model, tokenizer(), texts, only=["training", "theta"], **options)
+    base = keys[:]
+    assert len(set(base)) == 2 + 3  # the rows at theta 1/2 have the names of those at theta 1
+    for change in ({"batch": 3}, {"length": 6}, {"repeats": 2}, {"seed": 1}):
+        keys.clear()
+        measure_targets(model, tokenizer(), texts, only=["training"], **options | change)
+        assert not set(keys) & set(base)
+
+
+def test_targets_are_of_theta_one_whatever_the_model_has(model, monkeypatch):
+    before = dict(vars(model.config))
+    seen = []
+
+    def look(bench):
+        config = bench.model.config
+        seen.append((config.im_theta, config.im_layers, config.im_gradient_iterations))
+        yield record("a", "b", 1.0, 1.0)
+
+    monkeypatch.setattr(targets, "GROUPS", {"first": look, "second": look, "third": look})
+    own = {"im_theta": 0.5, "im_layers": [1], "im_gradient_iterations": 7}
+    try:
+        for name, value in own.items():
+            setattr(model.config, name, value)
+        options = {"batch": 2, "length": 5, "only": ["third", "first"]}
+        found = measure_targets(model, tokenizer(), ["w1"], **options)
+        assert {name: getattr(model.config, name) for name in own} == own
+    finally:
+        vars(model.config).update(before)
+    assert [r["group"] for r in found] == ["first", "third"]
+    assert seen == [(1.0, "all", None)] * 2
+
+
+# -- the command --
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    model = imbert(num_hidden_layers=1)
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.output.LayerNorm.weight.mul_(0.4)  # contracting: converged solves are short
+    return save(tmp_path_factory.mktemp("model"), model)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("w1 w2 w3\nw4\n")
+    return str(path)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Few settings of each target."""
+    for name, limits in {
+        "INFERENCE": {"fixed_point": (1.05, (1,))},
+        "SENTENCE": {"anderson": (1.15, (1,))},
+        "TRAINING": {"anderson": (1.10, (2,))},
+        "MEMORY": {"fixed_point": (1.15, (2, 5))},
+        "TORCHDEQ": {"fixed_point": (3,)},
+    }.items():
+        monkeypatch.setattr(targets, name, limits)
+    monkeypatch.setitem(targets.LITERAL, "most", 2)
+    monkeypatch.setattr(cost_measures, "gc", SimpleNamespace(collect=lambda: None))  # slow beside so little work
+    monkeypatch.setattr(targets, "SOLVERS", ("anderson",))
+    monkeypatch.setitem(targets.GRADIENT, "grid", (8,))
+    monkeypatch.setitem(targets.ADJOINT, "most", 12)
+
+
+def test_the_command_goes_on_where_it_was_stopped(checkpoint, text, tmp_path, tiny, monkeypatch, capsys):
+    output = tmp_path / "targets.json"
+    arguments = f"targets --model {checkpoint} --data {text} --batch 2 --length 6 --repeats 1 --device cpu --quiet"
+    arguments = [*arguments.split(), "--output", str(output)]
+    peak, interleave, timed, measured = bench_module.peak_bytes, bench_module.interleave, [], []
+
+    def stop(row, batch):
+        measured.append((row.name, row.fields.get("im_theta")))
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return peak(row, batch)
+
+    monkeypatch.setattr(bench_module, "peak_bytes", stop)
+    with pytest.raises(SystemExit, match="interrupted; finished parts are kept"):
+        main(arguments)
+    assert not output.exists()
+    monkeypatch.setattr(
+        bench_module, "interleave", lambda actions, *a, **k: timed.append(1) or interleave(actions, *a, **k)
+    )
+    main(arguments)
+    data = json.loads(output.read_text())
+    assert measured[2] == measured[3]  # the part that was stopped is the first to be measured again
+    assert len(set(measured[3:])) == len(measured[3:])
+    rows = data["targets"]
+    assert list(dict.fromkeys(row["group"] for row in rows)) == list(GROUPS)
+    # Each in two calls, the first to warm up: the literal reading in two phases, torchdeq too, gradients with T and
+    # twice T, the trapezoidal rule.
+    assert len(timed) == 2 * (2 + 2 * (find_torchdeq() is not None) + 2 + 1)
+    assert len([row for row in rows if row["group"] == "gradient" and row["measured"] is not None]) == 4
+    assert all(row["measured"] is not None for row in rows if row["group"] in ("residual", "adjoint"))
+    assert {row["verdict"] for row in rows} <= {"met", "missed", "not measured", "-"}
+    assert all((row["measured"] is None) == (row["quartiles"] is None) for row in rows if "floor" in row["target"])
+    assert data["connection"]["im_theta"] == 1
+    assert len(data["fingerprint"]) == 16
+    assert data["settings"]["batch"] == 2
+    shown = capsys.readouterr().out
+    met, missed, absent = (sum(r["verdict"] == v for r in rows) for v in ("met", "missed", "not measured"))
+    assert f"{met} of {met + missed} met, {absent} not measured." in shown
+    assert "A busy machine misleads" in shown
+    assert not output.with_name("targets.json.parts").exists()
+
+
+def arguments(*more):
+    parser = Parser()
+    command.add_arguments(parser)
+    return parser.parse_args(["--device", "cpu", "--quiet", *more])
+
+
+def test_some_groups_alone(checkpoint, text):
+    more = ["--model", checkpoint, "--data", text, "--batch", "2", "--length", "6", "--only", "gpu"]
+    report = command.run(arguments(*more), Journal())
+    assert [row["group"] for row in report.data["targets"]] == ["gpu"]
+    assert "0 of 0 met, 1 not measured." in report.text
+
+
+def test_the_table():
+    rows = [
+        record("time", "a", 1.0456, 1.05, quartiles=[1.0, 1.1]),
+        record("memory", "b", 0.9, 1 / 3, strict=True, note="why"),
+        record("memory", "c", 1.2, None),
+        record("time", "d", None, 1.0),
+    ]
+    first, second, third, fourth = (tuple(command.columns(row).values()) for row in rows)
+    assert first == ("time", "a", "1.046 [1.000, 1.100]", "<= 1.05", "met", "")
+    assert second == ("memory", "b", "0.900", "< 0.333", "missed", "why")
+    assert third == ("memory", "c", "1.200", None, "-", "")
+    assert fourth == ("time", "d", None, "<= 1", "not measured", "")
+    shown = command.text({"targets": rows}, "head")
+    assert shown.startswith("head\n")
+    assert "1 of 2 met, 1 not measured." in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--batch", "0"], "--batch must be an integer >= 1, got 0"),
+        (["--length", "2"], "--length must be an integer >= 3, got 2"),
+        (["--length", "65"], "--length must be at most 64 for .*, got 65"),
+        (["--repeats", "0"], "--repeats must be an integer >= 1, got 0"),
+        (["--data", "/nowhere/text"], "cannot be read"),
+        (["--task", "sst3"], "sst3"),
+    ],
+)
+def test_bad_input_is_one_sentence(checkpoint, text, more, message):
+    data = [] if "--data" in more else ["--data", text]
+    with pytest.raises(ValueError, match=message) as error:
+        command.run(arguments("--model", checkpoint, *data, *more), Journal())
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_model_of_very_short_inputs_is_refused(tmp_path, text):
+    path = save(tmp_path / "short", imbert(num_hidden_layers=1, max_position_embeddings=12))
+    with pytest.raises(ValueError, match=r"--model must take 16 tokens or more, .* takes 12"):
+        command.run(arguments("--model", path, "--data", text, "--length", "8"), Journal())
+
+
+def test_an_unknown_group_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        arguments("--model", "m", "--data", "d", "--only", "speed")
+    assert "invalid choice: 'speed'" in capsys.readouterr().err
