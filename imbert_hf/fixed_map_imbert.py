@@ -25,24 +25,30 @@ _DRAWS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
 class _KeepMasks(TorchDispatchMode):
     """Keeps the dropout masks that the CPU draws inside it in `masks`, None where it draws anything else too."""
 
+    supports_higher_order_operators = True  # which have no tags
+
     def __init__(self):
         super().__init__()
         self.masks: list[Tensor] | None = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs or {})
-        state = torch.get_rng_state()
+        if func in _DRAWS:
+            result = func(*args, **kwargs or {})
+            if self.masks is not None:
+                self.masks.append(result.bool())
+            return result
+        random = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+        state = torch.get_rng_state() if random else None
         result = func(*args, **kwargs or {})
-        if func in _DRAWS and self.masks is not None:
-            self.masks.append(result.bool())
-        elif not torch.equal(state, torch.get_rng_state()):
+        if state is not None and not torch.equal(state, torch.get_rng_state()):
             self.masks = None
         return result
 
 
 class _UseMasks(TorchDispatchMode):
     """Hands the kept masks out again, in their order, where they would be drawn."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, masks: list[Tensor]):
         super().__init__()
@@ -59,8 +65,9 @@ class FixedMap:
 
     Each replays the random state of the first, so that all draw the same dropout masks, and leaves the state as it
     found it; the first leaves what a plain call of the layer would leave. On a CPU, where to draw the masks takes a
-    third of an evaluation, they are kept instead, a byte an element, until an evaluation is told to drop them. Each
-    runs under the autocast setting of the forward.
+    third of an evaluation, they are kept instead, a byte an element, until an evaluation is told to drop them; a part
+    of the layer that backward recomputes (checkpointing inside a layer, not of it) would not find them there. Each runs
+    under the autocast setting of the forward.
 
     Args:
         layer: h -> F(h) of the same shape. Where it has an attribute `training` that is false, nothing is replayed, and
@@ -103,7 +110,9 @@ class FixedMap:
     @property
     def selects(self) -> bool:
         """Whether it can leave rows of the batch out: not where others would draw their masks, nor within a graph."""
-        return not self.random and not torch.is_grad_enabled() and getattr(self.layer, "selects", False)
+        if self.random or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return getattr(self.layer, "selects", False)
 
     def select(self, rows: Tensor) -> "FixedMap":
         """The map for the rows of the batch that `rows` (n,) names."""
@@ -114,9 +123,13 @@ class FixedMap:
     def _first(self, y: Tensor) -> Tensor:
         if self.device.type != "cpu" or torch.compiler.is_compiling():
             return self.layer(y)
+        assert self.state is not None
         with _KeepMasks() as kept:
             Fy = self.layer(y)
-        self.masks = kept.masks
+        if not kept.masks and torch.equal(self.state[0], torch.get_rng_state()):
+            self.random = False
+        elif not self.drop_masks:
+            self.masks = kept.masks or None
         return Fy
 
     def _autocast(self):

@@ -31,16 +31,16 @@ INITIAL_GUESSES = ("explicit", "previous")
 
 
 class _Carry(torch.autograd.Function):
-    """`value`, with the gradient, divided by `c`, handed to `carrier`."""
+    """`value`, with the gradient handed to each of `carriers`, times its weight."""
 
     @staticmethod
-    def forward(ctx, value, carrier, c=1.0):
-        ctx.c = c
+    def forward(ctx, value, weights, *carriers):
+        ctx.weights = weights
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx, v):
-        return None, v / ctx.c, None
+        return None, None, *(weight * v for weight in ctx.weights)
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Problem:
     x: Tensor
     relation: Relation
     solver: Solver
-    guess: Tensor | None  # until the solve takes it: it need not stay in memory beside later iterates
+    guess: Tensor | None  # this and the next until the solve takes them: they are not held beside later iterates
     first: Evaluation | None  # at the guess, where there is one
     iterations: int
     tolerance: float
@@ -68,14 +68,15 @@ class _Problem:
         return whole(Fy), None if pullback is None else lambda u: whole(pullback(u[rows]))
 
     def solve(self, evaluate: Callable[[Tensor, bool, Tensor | None], Evaluation]) -> Solution:
+        take = self._take
         return solve(
-            self.relation, evaluate, self.solver, self._take_guess(), self.first, self.iterations, self.tolerance
+            self.relation, evaluate, self.solver, take("guess"), take("first"), self.iterations, self.tolerance
         )
 
-    def _take_guess(self) -> Tensor:
-        guess, self.guess = self.guess, None
-        assert guess is not None
-        return guess
+    def _take(self, name: str) -> Any:
+        value = getattr(self, name)
+        setattr(self, name, None)
+        return value
 
 
 class Gradient(Protocol):
@@ -128,6 +129,8 @@ class Implicit:
     def solve(self, problem):
         with torch.no_grad():
             solution = problem.solve(problem.evaluate)
+        if saved_tensor_hooks_active():
+            problem.F.masks = None  # a checkpoint, which will solve anew, is not to hold them
         iterations = problem.iterations if self.iterations is None else self.iterations
         b, s, c, mask = (getattr(problem.relation, name) for name in ("b", "s", "c", "mask"))
         adjoint = partial(_adjoint, problem.F, problem.parameters, s, c, mask, self.solver, iterations)
@@ -138,6 +141,7 @@ class Implicit:
 def _adjoint(F, parameters, s, c, mask, solver, iterations, y, v) -> tuple[Tensor | None, ...]:
     """Gradients of b and of the parameters from the cotangent v of the solution y."""
     ratio = s / c
+    F.drop_masks = True
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         Fy = F(leaf)
@@ -188,6 +192,7 @@ class OneStep:
 
     def solve(self, problem):
         relation = problem.relation
+        along = (1 / relation.c,)
         # With the guess "previous" and theta < 1 the one evaluation of a single iteration is F(x), tracked already.
         single = problem.first is not None and problem.iterations == 1 and problem.tolerance == 0
         tracked = problem.first[0] if single else None
@@ -197,7 +202,7 @@ class OneStep:
             if not last:
                 return problem.evaluate(y, last, rows)
             with torch.enable_grad():
-                moving = _Carry.apply(y, problem.x, relation.c)
+                moving = _Carry.apply(y, along, problem.x)
                 if problem.solver.needs_pullback and saved_tensor_hooks_active():
                     tracked = problem.F(moving)  # one evaluation more: the graph of a product stays out of a checkpoint
                     return problem.evaluate(y)
@@ -208,9 +213,9 @@ class OneStep:
         with torch.no_grad():
             solution = problem.solve(evaluate)
         if tracked is None:
-            tracked = problem.F(_Carry.apply(solution.value, problem.x, relation.c))
-        s, c = relation.s, relation.c
-        return replace(solution, value=_Carry.apply(solution.value, torch.add(relation.b, tracked, alpha=s * c), c))
+            tracked = problem.F(_Carry.apply(solution.value, along, problem.x))
+        value = _Carry.apply(solution.value, (1 / relation.c, relation.s), relation.b, tracked)
+        return replace(solution, value=value)
 
 
 def _leaves(value: Tensor, entry: Any = None) -> tuple[Tensor, ...]:
@@ -269,6 +274,8 @@ def implicit_step(
     Args:
         layer: F, h -> F(h) of the same shape and dtype; a module, or any callable. Random layers (dropout) draw the
             same masks in every evaluation; an attribute `training` that is false says that there is nothing random.
+            With a true attribute `selects` it has a method select(rows) that gives the same for some examples, by
+            their indices (n,): those that reached the tolerance are then evaluated no more, outside of a graph.
         x: (batch, length, width), floating point.
         vector_field: "increment", f(h) = F(h) - h, or "layer", f(h) = F(h).
         step_size: gamma > 0.
@@ -311,7 +318,7 @@ def implicit_step(
             b = guess = entry = x
             search = parameters is None and graph and solved and gradient.needs_parameters
             if search or not (solved and previous and theta == 1):  # else F(x) is evaluated by the first iteration
-                entry = _Carry.apply(x.detach(), x) if search else x
+                entry = _Carry.apply(x.detach(), (1.0,), x) if search else x
                 with torch.set_grad_enabled(graph and (search or not solved or theta < 1 or gradient.unrolled)):
                     first = evaluation(F, entry, solved and previous and solver.needs_pullback)
                 b = x if theta == 1 else euler(first[0], step_size * (1 - theta))

@@ -117,14 +117,14 @@ class _LayerMap:
 
     def __init__(self, layer: "IMBertLayer", args: tuple, kwargs: dict, math_attention: bool):
         self.layer, self.args, self.kwargs, self.math_attention = layer, args, kwargs, math_attention
-        modules: list[nn.Module | None] = [layer]
-        self.training = False
+        # Other kinds of attention report weights of the whole batch, or know its rows by more than the mask; hooks may.
+        self.training, self.selects = layer.training, layer.config._attn_implementation == "sdpa"
+        modules: list[nn.Module | None] = [*layer._modules.values()]
         while modules and not self.training:  # as layer.modules() would, at a tenth of its time
             if (module := modules.pop()) is not None:
                 self.training = module.training
+                self.selects = self.selects and not (module._forward_hooks or module._forward_pre_hooks)
                 modules.extend(module._modules.values())
-        # Others than SDPA report attention weights of the whole batch, or know its rows by more than the mask.
-        self.selects = layer.config._attn_implementation == "sdpa"
 
     def select(self, rows: Tensor) -> "_LayerMap":
         part, (mask, *rest) = copy.copy(self), self.args
@@ -169,7 +169,8 @@ class IMBertLayer(BertLayer):
                 f"attn_implementation {attention!r} has no second derivative, which im_solver 'gradient_descent' with "
                 "im_gradient 'unrolled' needs in training; use 'sdpa' or 'eager', or another im_gradient."
             )
-        mask = None if attention_mask is None else im_pass.mask  # transformers hands on none where nothing is padded
+        # With SDPA transformers hands on no mask where nothing is padded.
+        mask = None if attention_mask is None and attention == "sdpa" else im_pass.mask
         if mask is not None and mask.shape[0] == 1:  # one mask for all rows
             mask = mask.expand(hidden_states.shape[:2])
         weights: list[Tensor] = []

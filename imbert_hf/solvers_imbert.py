@@ -49,7 +49,8 @@ class Relation:
 
     def map(self, Fy: Tensor) -> Tensor:
         """g = (b + s F(y)) / c."""
-        return torch.add(self.b, Fy, alpha=self.s).mul_(1 / self.c)
+        g = torch.add(self.b, Fy, alpha=self.s)
+        return g if self.c == 1 else g.mul_(1 / self.c)
 
     def real(self, t: Tensor) -> Tensor:
         """`t` (batch, length, width) with zeros for padded tokens."""
@@ -60,7 +61,7 @@ class Relation:
         norms = torch.linalg.vector_norm(t.detach(), dim=-1, dtype=_wide(t))
         if self._padding is not None:
             norms = norms.masked_fill(self._padding, 0)
-        return torch.linalg.vector_norm(norms.reshape(len(t), -1), dim=1)
+        return torch.linalg.vector_norm(norms[..., None].flatten(1), dim=1)
 
     def dots(self, t: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
         """Inner products with each of `others` per example over real tokens, each (batch, 1, 1), wide as in `norm`."""
@@ -68,8 +69,8 @@ class Relation:
         products = torch.stack([(t * other).sum(dim=-1) for other in others])  # (n, batch, length)
         if self._padding is not None:
             products = products.masked_fill(self._padding, 0)
-        sums = products.flatten(2).sum(dim=2) if t.dim() > 2 else products
-        return list(sums.view(*sums.shape, *[1] * (t.dim() - 1)).unbind())
+        sums = products[..., None].flatten(2).sum(dim=2)
+        return list(sums[(..., *[None] * (t.dim() - 1))].unbind())
 
     def relative_residual(self, y: Tensor, Fy: Tensor) -> Tensor:
         """||r(y)|| / ||y|| per example, (batch,); inf where it is not a number."""
@@ -161,8 +162,8 @@ class Anderson:
     def step(self, relation, y, g, pullback, state):
         d, z = g - y, _damped(y, g, self.damping)
         if state is None:
-            info = torch.finfo(_wide(y))
-            rounding = (info.eps * relation.norm(y)).square().clamp(min=info.tiny)
+            size = relation.norm(y)
+            rounding = (torch.finfo(y.dtype).eps * size).square().clamp(min=torch.finfo(size.dtype).tiny)
             return z, (d, z, [], [], [], rounding.view([-1] + [1] * (y.dim() - 1)))
         d_previous, z_previous, history, A, rhs, rounding = state
         dd, dz = d - d_previous, z - z_previous
@@ -249,8 +250,8 @@ def solve(
     """Runs `solver` from `y` for at most `iterations` steps.
 
     evaluate(y, last, rows) returns F(y) and the pullback; `last` marks the evaluation that no other will follow, which
-    only tolerance 0 can tell; `rows`, where there is a tolerance, are the examples that are looked at: what is returned
-    for the others only has to be finite. `first` is the evaluation at the guess, where there is one already.
+    only tolerance 0 can tell; `rows`, where there is a tolerance, are the examples that are looked at: nothing depends
+    on what is returned for the others. `first` is the evaluation at the guess, where there is one already.
 
     Tolerance 0: F is evaluated `iterations` times, nothing is read on the host, and the last iterate is returned.
     Tolerance > 0: an example stops at the first iterate whose relative residual is within it, or keeps the best of all
@@ -260,37 +261,39 @@ def solve(
     shape = [-1] + [1] * (y.dim() - 1)
     steps = torch.full(y.shape[:1], iterations, device=y.device)
     size = relation.norm(y)
-    finite = size < torch.inf  # and no NaN
+    moving = size < torch.inf  # and no NaN
     best, best_steps = y, torch.zeros_like(steps)
     best_residual = torch.full_like(size, torch.inf)
     state, rows = solver.init(), None
     for k in range(iterations + (tolerance > 0)):
         last = tolerance == 0 and k == iterations - 1
-        Fy, pullback = first if k == 0 and first is not None else evaluate(y, last, rows)
+        Fy, pullback = evaluate(y, last, rows) if first is None else first
+        first = None
         g = relation.map(Fy)
         residual = _ratio(relation.c * relation.norm(y - g), size)
-        better = (residual < best_residual) & finite
-        if tolerance > 0:
-            better = better & (best_residual > tolerance)
+        better = (residual < best_residual) & moving
         best = torch.where(better.view(shape), y if tolerance > 0 else y.detach(), best)
         best_steps = torch.where(better, k, best_steps)
         best_residual = torch.where(better, residual, best_residual)
         if tolerance > 0:
-            rows = (finite & (best_residual > tolerance)).nonzero()[:, 0]
+            moving = moving & (best_residual > tolerance)
+            rows = moving.nonzero()[:, 0]
             if k == iterations or len(rows) == 0:
                 break
         y, state = solver.step(relation, y, g, pullback, state)
         del Fy, pullback, g  # and the graph behind them, before the next evaluation
         size = relation.norm(y)
-        finite = finite & (size < torch.inf)
-        # An example that failed stays at its best iterate: no later one can come back from there, in value or gradient.
-        y = torch.where(finite.view(shape), y, best)
+        moving = moving & (size < torch.inf)
+        # An example that stopped or failed stays at its best iterate: no later one can come back from a failure, in
+        # value or gradient.
+        y = torch.where(moving.view(shape), y, best)
 
     if tolerance > 0:
-        steps = torch.where(finite & ~(best_residual <= tolerance), steps, best_steps)
-        return Solution(best, steps, finite, tolerance, lambda: best_residual)
+        reached = best_residual <= tolerance
+        steps = torch.where(moving, steps, best_steps)
+        return Solution(best, steps, moving | reached, tolerance, lambda: best_residual)
 
     def measure() -> Tensor:
         return relation.relative_residual(y.detach(), evaluate(y.detach(), False, None)[0])
 
-    return Solution(y, torch.where(finite, steps, best_steps), finite, tolerance, measure)
+    return Solution(y, torch.where(moving, steps, best_steps), moving, tolerance, measure)

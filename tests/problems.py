@@ -40,12 +40,12 @@ class Mixing(nn.Module):
             return nn.Parameter(0.3 * torch.randn(*shape, dtype=torch.float64, generator=generator))
 
         self.tokens, self.width = random(length, length), random(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.inner = nn.Dropout(dropout), nn.Dropout(dropout / 2)  # masks of one shape
         self.evaluations = 0
 
     def forward(self, h):
         self.evaluations += 1
-        return self.dropout(torch.tanh(self.tokens @ h @ self.width) + 0.5 * h)
+        return self.dropout(torch.tanh(self.inner(self.tokens @ h) @ self.width) + 0.5 * h)
 
 
 def inputs(batch=3, length=4, width=5, seed=3, requires_grad=True):

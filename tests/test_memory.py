@@ -51,3 +51,13 @@ def test_memory_is_flat_in_the_iterations(solver, gradient, batch):
 def test_unrolled_memory_grows_with_the_iterations(batch):
     few, many = (peak_of_training_step(batch, im_gradient="unrolled", im_iterations=T) for T in (2, 8))
     assert many > 2 * few
+
+
+@pytest.mark.parametrize("solver", ["fixed_point", "anderson", "gradient_descent"])
+@pytest.mark.parametrize("gradient", ["implicit", "one_step"])
+def test_memory_is_about_that_of_bert(solver, gradient, batch):
+    """Six layers; what a solve holds beside its last evaluation is one layer's."""
+    batch = {name: value.repeat(1, 4) for name, value in batch.items()}
+    bert = peak_of_training_step(batch, im_layers=[], num_hidden_layers=6)
+    peak = peak_of_training_step(batch, im_solver=solver, im_gradient=gradient, im_iterations=4, num_hidden_layers=6)
+    assert peak < 1.15 * bert

@@ -383,14 +383,20 @@ def test_gradient_checkpointing_changes_nothing_and_recomputes_once(solver, grad
 
 @pytest.mark.parametrize("solver", ["fixed_point", "anderson", "gradient_descent"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_rows_that_converged_leave_the_batch(solver, attention, batch):
+def test_rows_that_converged_leave_the_batch(solver, attention, batch, monkeypatch):
     """At inference with a tolerance; the prediction is that of the whole batch, and of each row alone."""
     torch.manual_seed(0)
     _, model = pair_of("ForSequenceClassification", im_solver=solver, im_iterations=30, im_learning_rate=0.05)
     model.set_attn_implementation(attention)
     evaluated = []
-    layer = model.bert.encoder.layer[0]
-    layer.output.register_forward_hook(lambda module, args, output: evaluated.append(len(output)))
+    module = model.bert.encoder.layer[0].output
+    forward = module.forward
+
+    def count(hidden_states, input_tensor):
+        evaluated.append(len(hidden_states))
+        return forward(hidden_states, input_tensor)
+
+    monkeypatch.setattr(module, "forward", count)
 
     def run(batch):
         evaluated.clear()
@@ -411,6 +417,10 @@ def test_rows_that_converged_leave_the_batch(solver, attention, batch):
             alone = run({name: value[i : i + 1, :length] for name, value in batch.items()})
             torch.testing.assert_close(alone.logits[0], outputs.logits[i], rtol=0, atol=1e-5)
             assert alone.im_iterations_used[0].item() == used[i]
+        handle = module.register_forward_hook(lambda *_: None)  # it may know the rows of the batch
+        run(batch)
+        assert set(evaluated) == {3}
+        handle.remove()
         model.train()  # the masks of dropout are of the whole batch
         run(batch)
         assert set(evaluated) == {3}

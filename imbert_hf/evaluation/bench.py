@@ -1,6 +1,7 @@
 """What targets are measured with: the batches, kept parts, rows, seconds and peaks; and what is said of a number."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import cost_references as references
-from .cost_measures import interleave, peak_bytes, timed
+from .cost_measures import interleave, peak_bytes, ratio, timed
 from .cost_references import Batch
 from .cost_rows import Row, make_rows
 from .report import Keep, compute_now, finite
@@ -111,23 +112,39 @@ class Bench:
         bert, *rows = make_rows(self.model, **options | more)
         return [bert, *(row for row in rows if row.setting)]
 
-    def seconds(
-        self, rows: Sequence[Row], batch: Batch, training: bool, repeats: int | None = None
-    ) -> dict[str, list[float]]:
-        """Of each row in each round."""
+    def ratio(
+        self, row: Row, base: Row, batch: Batch, training: bool, *, times: int = 1, repeats: int | None = None
+    ) -> dict[str, Any]:
+        """Time of `row` to that of `base`, run `times` times in a row: cost_measures.ratio.
+
+        The two alternate, and nothing else runs between them. With about equal times noise meets both alike.
+        """
         repeats = repeats or self.repeats
-        actions = {row.name: partial(timed, row, batch, training) for row in rows}
+        actions = {"row": partial(timed, row, batch, training), "base": partial(_again, base, batch, training, times)}
         device = self.model.device.type
         wait = torch.get_device_module(device).synchronize if device != "cpu" else lambda: None
 
         def compute():
             interleave(actions, 1, synchronise=wait)
-            return interleave(actions, repeats, synchronise=wait, progress=self.progress)
+            seconds = interleave(actions, repeats, synchronise=wait, progress=self.progress)
+            return ratio(seconds["row"], [value / times for value in seconds["base"]])
 
-        key = {"rows": [[row.name, dict(row.fields)] for row in rows], "training": training, "repeats": repeats}
-        return self.part("seconds", batch, key, compute)
+        key = {name: [r.name, dict(r.fields)] for name, r in (("row", row), ("base", base))}
+        return self.part("ratio", batch, {**key, "training": training, "repeats": repeats, "times": times}, compute)
 
     def peak(self, row: Row, batch: Batch) -> int:
         """Bytes, see cost_measures.peak_bytes."""
         key = {"row": [row.name, dict(row.fields)]}
         return self.part("peak", batch, key, partial(peak_bytes, row, batch))
+
+
+@contextlib.contextmanager
+def _again(row: Row, batch: Batch, training: bool, times: int) -> Iterator[Callable[[], Any]]:
+    with timed(row, batch, training) as function:
+
+        def run():
+            for _ in range(times):
+                function()
+                row.model.zero_grad()
+
+        yield run

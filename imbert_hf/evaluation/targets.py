@@ -17,7 +17,6 @@ from . import cost_quality as quality
 from . import cost_references as references
 from .bench import LEAN, Bench, Record, record
 from .cost import make_batch
-from .cost_measures import ratio
 from .cost_references import Batch
 from .cost_rows import BERT_STEP, EVALUATION, SOLVERS, Row
 from .growth import connected
@@ -36,7 +35,12 @@ SENTENCE_ROUNDS = 10  # times as many: it is over in milliseconds
 TRAINING = dict.fromkeys(SOLVERS, (1.10, (2, 3, 5)))
 MEMORY = dict.fromkeys(SOLVERS, (1.15, (2, 8, 50)))  # against BERT's
 MEMORY_SPREAD = 0.03
-LITERAL: dict[str, Any] = {"solvers": quality.PAIRED, "iterations": 5, "most": 20}
+LITERAL: dict[str, Any] = {
+    "solvers": quality.PAIRED,
+    "learning_rates": (0.01, 0.02, 0.05, 0.1, 0.2),
+    "iterations": 5,
+    "most": 20,
+}
 LITERAL_BOUNDS = {"inference": 1 / 3, "training": 1 / 5}
 TORCHDEQ = {"fixed_point": (3, 8), "anderson": (4, 8)}  # with fewer its Anderson evaluates more often than ours
 GRADIENT: dict[str, Any] = {
@@ -55,23 +59,21 @@ Limits = Mapping[str, tuple[float, Sequence[int]]]
 def _to_floor(
     bench: Bench, target: str, limits: Limits, batch: Batch, *, training: bool, repeats: int | None = None, **more
 ) -> Iterator[Record]:
-    """Time / floor, each solver with BERT in rounds of its own."""
+    """Time / floor, each row in turn with about as much of BERT's work."""
     for solver, (bound, iterations) in limits.items():
         bert, *rows = bench.rows(solver, iterations, LEAN if training else LEAN[:1], **more)
-        seconds = bench.seconds([bert, *rows], batch, training, repeats)
-        for row in rows:
+        for row in tqdm(rows, f"{target}, {solver}", disable=not bench.progress, leave=False):
             least = row.floor.training / BERT_STEP if training else row.floor.inference / EVALUATION
-            timing = ratio(seconds[row.name], seconds[bert.name])
+            timing = bench.ratio(row, bert, batch, training, times=round(least), repeats=repeats)
             quartiles = [value / least for value in timing["quartiles"]]
             setting = row.name if training else str(row.inference)
             yield record(target, setting, timing["ratio"] / least, bound, quartiles=quartiles)
 
 
-def _pair(
-    target: str, setting: str, seconds: Mapping[str, list[float]], a: Row, b: Row, bound: float, **more
-) -> Record:
+def _pair(bench: Bench, target: str, a: Row, b: Row, batch: Batch, training: bool, bound: float, **more) -> Record:
     """Time of a / time of b."""
-    timing = ratio(seconds[a.name], seconds[b.name])
+    timing = bench.ratio(a, b, batch, training)
+    setting = more.pop("setting", a.name if training else str(a.inference))
     return record(target, setting, timing["ratio"], bound, quartiles=timing["quartiles"], **more)
 
 
@@ -119,12 +121,10 @@ def residual(bench: Bench) -> Iterator[Record]:
     ours = {solver: bench.rows(solver, [T])[-1] for solver, T in found["solvers"].items() if T is not None}
     for phase, bound in LITERAL_BOUNDS.items():
         target = f"{phase} / literal"
-        seconds = bench.seconds([literal, *ours.values()], bench.real, phase == "training") if ours else {}
         for solver in found["solvers"]:
             if solver in ours:
-                row, note = ours[solver], f"residual {reached:.1e} of {literal.name}"
-                setting = row.name if phase == "training" else str(row.inference)
-                yield _pair(target, setting, seconds, row, literal, bound, note=note)
+                note = f"residual {reached:.1e} of {literal.name}"
+                yield _pair(bench, target, ours[solver], literal, bench.real, phase == "training", bound, note=note)
             else:
                 note = f"does not reach {literal.name}'s residual {reached:.1e} with up to {LITERAL['most']} iterations"
                 yield record(target, solver, None, bound, verdict="missed", note=note)
@@ -141,13 +141,11 @@ def torchdeq(bench: Bench) -> Iterator[Record]:
             note = f"it has no {dtype}" if references.find_torchdeq() else "not installed (pip install torchdeq)"
             yield from (record(target, solver, None, 1.0, note=note) for target in targets)
             continue
-        first = [(ours, theirs) for ours, theirs in pairs if ours.setting["gradient"] == LEAN[0]]
-        seconds = bench.seconds([row for pair in first for row in pair], bench.random, False)
-        for ours, theirs in first:
-            yield _pair(targets[0], str(ours.inference), seconds, ours, theirs, 1.0)
-        seconds = bench.seconds([row for pair in pairs for row in pair], bench.random, True)
         for ours, theirs in pairs:
-            yield _pair(targets[1], ours.name, seconds, ours, theirs, 1.0)
+            if ours.setting["gradient"] == LEAN[0]:
+                yield _pair(bench, targets[0], ours, theirs, bench.random, False, 1.0)
+        for ours, theirs in pairs:
+            yield _pair(bench, targets[1], ours, theirs, bench.random, True, 1.0)
         for ours, theirs in pairs:
             peaks = [bench.peak(row, bench.random) for row in (ours, theirs)]
             yield record(targets[2], ours.name, peaks[0] / peaks[1], 1.0)
@@ -185,8 +183,7 @@ def _implicit_to_unrolled(
             note = f"unrolled would take {expected / 2**30:.0f} GiB"
             yield from (record(name, setting, None, 1.0, strict=True, note=note) for name in targets)
             continue
-        seconds = bench.seconds([ours, theirs], bench.real, True)
-        yield _pair(targets[0], setting, seconds, ours, theirs, 1.0, strict=True)
+        yield _pair(bench, targets[0], ours, theirs, bench.real, True, 1.0, setting=setting, strict=True)
         peaks = [bench.peak(row, bench.real) for row in (ours, theirs)]
         yield record(targets[1], setting, peaks[0] / peaks[1], 1.0, strict=True)
 
@@ -272,6 +269,8 @@ def measure_targets(
         One record a row: group, of GROUPS, and what `record` returns: target; setting; measured, a ratio, None where
         there is none; quartiles of a time's; bound; strict; verdict; note.
     """
+    if wrong := [name for name in only if name not in GROUPS]:
+        raise ValueError(f"only must hold names of {', '.join(GROUPS)}, got {wrong[0]!r}.")
     bench = Bench(
         model,
         random=make_batch(model, None, None, batch, length, seed),
