@@ -255,6 +255,15 @@ def test_rows_that_stopped_are_left_alone(solver):
     assert set(layer.evaluated) > {1, 3}
 
 
+@pytest.mark.parametrize("solver", [FixedPoint(), Anderson(), GradientDescent()])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_an_empty_batch(solver, tolerance):
+    layer, x = Mixing(), inputs(batch=3)[:0]
+    mask = torch.ones(x.shape[:2])
+    solution = step(layer, x, solver=solver, gradient=Implicit(), iterations=3, tolerance=tolerance, mask=mask)
+    assert (solution.value.shape, solution.num_steps.shape, solution.residual.shape) == ((0, 4, 5), (0,), (0,))
+
+
 class Exploding(nn.Module):
     """F(h) = h^3: from |h| > 1 the layer field's map leaves float range within a few iterations."""
 
