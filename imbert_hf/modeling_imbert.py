@@ -6,18 +6,13 @@ the unchanged BertLayer as F. No parameter is added, none renamed: a BERT checkp
 This file travels with every checkpoint, and imports all that travel with it, so that older loaders copy them too.
 """
 
-import contextlib
-import copy
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.bert.modeling_bert import (
     BertEmbeddings,
     BertEncoder,
@@ -39,8 +34,9 @@ from transformers.models.bert.modeling_bert import (
 )
 
 from .configuration_imbert import IMBertConfig
+from .connection_imbert import LayerMap, Pass, report_non_finite, token_mask
 from .fixed_map_imbert import FixedMap  # noqa: F401 - so that it travels
-from .gradients_imbert import Gradient, Implicit, OneStep, Unrolled, implicit_step
+from .gradients_imbert import implicit_step
 from .outputs_imbert import (
     IMBertForPreTrainingOutput,
     IMBertModelOutput,
@@ -52,50 +48,7 @@ from .outputs_imbert import (
     IMTokenClassifierOutput,
     forward_of,
 )
-from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solver
-
-
-SOLVERS: dict[str, Callable[[IMBertConfig], Solver]] = {
-    "gradient_descent": lambda config: GradientDescent(config.im_learning_rate),
-    "fixed_point": lambda config: FixedPoint(config.im_damping),
-    "anderson": lambda config: Anderson(config.im_damping, config.im_anderson_memory),
-}
-# The plain adjoint iteration keeps no history, but diverges where the map does: fit for those who iterate the map.
-ADJOINT_SOLVERS: dict[str, Callable[[IMBertConfig], Solver]] = {
-    "gradient_descent": lambda config: Anderson(memory=config.im_anderson_memory),
-    "fixed_point": lambda config: FixedPoint(),
-    "anderson": lambda config: Anderson(memory=config.im_anderson_memory),
-}
-GRADIENTS: dict[str, Callable[[IMBertConfig], Gradient]] = {
-    "unrolled": lambda config: Unrolled(),
-    "implicit": lambda config: Implicit(config.im_gradient_iterations, ADJOINT_SOLVERS[config.im_solver](config)),
-    "one_step": lambda config: OneStep(),
-}
-
-
-@dataclass
-class _Pass:
-    """What the implicit layers of one forward share: the config, read once; the token mask; and what they report."""
-
-    config: IMBertConfig
-    mask: Tensor | None = None
-    statistics: list[tuple[Tensor, Tensor]] | None = None
-    finite: list[Tensor] = field(default_factory=list)
-
-    def __post_init__(self):
-        config = self.config
-        self.layers = config.implicit_layers
-        evaluation = config.im_iterations if config.im_eval_iterations is None else config.im_eval_iterations
-        self.iterations = {True: config.im_iterations, False: evaluation}  # by `training`
-        self.options: dict[str, Any] = {
-            "vector_field": config.im_vector_field,
-            "step_size": config.im_step_size,
-            "theta": config.im_theta,
-            "solver": SOLVERS[config.im_solver](config),
-            "gradient": GRADIENTS[config.im_gradient](config),
-            "initial_guess": config.im_initial_guess,
-            "tolerance": config.im_tolerance,
-        }
+from .solvers_imbert import Solver  # noqa: F401 - so that it travels
 
 
 class IMBertSelfAttention(BertSelfAttention):
@@ -112,39 +65,6 @@ class IMBertSelfAttention(BertSelfAttention):
         return output, None
 
 
-class _LayerMap:
-    """h -> F(h), the plain BERT layer under one forward's masks and arguments; what implicit_step calls the layer."""
-
-    def __init__(self, layer: "IMBertLayer", args: tuple, kwargs: dict, math_attention: bool):
-        self.layer, self.args, self.kwargs, self.math_attention = layer, args, kwargs, math_attention
-        # Other kinds of attention report weights of the whole batch, or know its rows by more than the mask; hooks may.
-        self.training, self.selects = layer.training, layer.config._attn_implementation == "sdpa"
-        modules: list[nn.Module | None] = [*layer._modules.values()]
-        while modules and not self.training:  # as layer.modules() would, at a tenth of its time
-            if (module := modules.pop()) is not None:
-                self.training = module.training
-                self.selects = self.selects and not (module._forward_hooks or module._forward_pre_hooks)
-                modules.extend(module._modules.values())
-
-    def select(self, rows: Tensor) -> "_LayerMap":
-        part, (mask, *rest) = copy.copy(self), self.args
-        part.args = (mask if mask is None or len(mask) == 1 else mask[rows], *rest)
-        return part
-
-    def parameters(self) -> list[Tensor]:
-        # Replicas of DataParallel hold theirs under another name.
-        return [
-            p
-            for module in self.layer.modules()
-            for p in (*module._parameters.values(), *getattr(module, "_former_parameters", {}).values())
-            if p is not None
-        ]
-
-    def __call__(self, hidden_states: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH) if self.math_attention else contextlib.nullcontext():
-            return BertLayer.forward(self.layer, hidden_states, *self.args, **self.kwargs)
-
-
 class IMBertLayer(BertLayer):
     """A BERT layer as F of an implicit step, where config.im_layers names it; else the plain layer."""
 
@@ -156,7 +76,7 @@ class IMBertLayer(BertLayer):
         self.attention.self.__class__ = IMBertSelfAttention
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, *args, im_pass: Any = None, **kwargs) -> Any:
-        im_pass = im_pass or _Pass(self.config)
+        im_pass = im_pass or Pass(self.config)
         if self.layer_idx not in im_pass.layers:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         options, iterations = im_pass.options, im_pass.iterations[self.training]
@@ -176,7 +96,7 @@ class IMBertLayer(BertLayer):
         weights: list[Tensor] = []
         math_attention = twice and iterations > 0 and options["theta"] > 0
         solution = implicit_step(
-            _LayerMap(self, (attention_mask, *args), {**kwargs, "im_weights": weights}, math_attention),
+            LayerMap(self, (attention_mask, *args), {**kwargs, "im_weights": weights}, math_attention),
             hidden_states,
             iterations=iterations,
             mask=mask,
@@ -236,20 +156,6 @@ class IMBertPreTrainedModel(BertPreTrainedModel):
         )
 
 
-def _token_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """(batch, length), True for real tokens, from what BERT takes as attention_mask."""
-    if attention_mask is None or attention_mask.dim() == 2:
-        return attention_mask
-    if attention_mask.dim() != 4:
-        raise ValueError(
-            "attention_mask must be (batch, length), or (batch, heads or 1, length, length) as the layers take it, got "
-            f"{tuple(attention_mask.shape)}."
-        )
-    # A token is real where some query may attend to it: True in a bool mask, no large negative in an additive one.
-    allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask > -1e3
-    return allowed.any(dim=2).any(dim=1)
-
-
 @wraps(BertModel.forward)
 def _bert_model_forward(self, input_ids=None, attention_mask=None, *args, im_statistics=None, **kwargs):
     """BertModel.forward, with what its implicit layers share handed on to them."""
@@ -258,40 +164,11 @@ def _bert_model_forward(self, input_ids=None, attention_mask=None, *args, im_sta
             raise ValueError(
                 f"{name} must be None for IM-BERT: each evaluation of a layer would write the cache again."
             )
-    im_pass = _Pass(self.config, _token_mask(attention_mask), im_statistics)
+    im_pass = Pass(self.config, token_mask(attention_mask), im_statistics)
     outputs = BertModel.forward(self, input_ids, attention_mask, *args, im_pass=im_pass, **kwargs)
     if im_pass.finite:
-        _report_non_finite(torch.stack(im_pass.finite).all(dim=0))
+        report_non_finite(torch.stack(im_pass.finite).all(dim=0))
     return outputs
-
-
-_unread: dict[torch.device, tuple[int, Tensor]] = {}
-
-
-def _report_non_finite(finite: Tensor) -> None:
-    """Warns where a solve met non-finite values; (batch,) bool.
-
-    Memory of the host is read at every call. Elsewhere to read waits for the device: the flags are gathered, and read
-    at calls 1, 2, 4, ... 64 and every 64 from there on.
-    """
-    if torch.compiler.is_compiling() or type(finite) is not Tensor:
-        return
-    if finite.device.type != "cpu":
-        calls, flag = _unread.get(finite.device, (0, finite.all()))
-        calls, flag = calls + 1, flag & finite.all()
-        read = calls % 64 == 0 or calls in (1, 2, 4, 8, 16, 32)
-        _unread[finite.device] = calls, torch.ones_like(flag) if read else flag
-        if not read:
-            return
-        finite = flag.reshape(1)
-    if not all(finite.tolist()):
-        warnings.warn(
-            "An implicit layer met non-finite values; the examples concerned keep the best finite iterate, and "
-            "output_im_statistics=True shows which. Lower im_step_size or im_learning_rate, or look for NaN in the "
-            "input or the weights.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
 
 
 class IMBertModel(IMBertPreTrainedModel, BertModel):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from imbert_hf import Unrolled, implicit_step
-from imbert_hf.modeling_imbert import ADJOINT_SOLVERS, SOLVERS
+from imbert_hf.connection_imbert import ADJOINT_SOLVERS, SOLVERS
 from imbert_hf.solvers_imbert import Relation, Solution, Solver, solve
 
 from .cost_measures import converged_gradient, gradient_errors, residual

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.models.bert.modeling_bert import BertLayer
 
+from imbert_hf.connection_imbert import SOLVERS
 from imbert_hf.gradients_imbert import CARRY
-from imbert_hf.modeling_imbert import SOLVERS
 
 from .growth import connected, connections, growth
 from .report import Journal, finite
