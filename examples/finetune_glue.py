@@ -52,6 +52,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import imbert_hf
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification
+from imbert_hf.configuration_imbert import ImplicitConfig
 
 
 # task -> (text fields, label names in GLUE's order)
@@ -62,7 +63,7 @@ TASKS = {
     "qqp": (("question1", "question2"), ("not_duplicate", "duplicate")),
     "mnli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
 }
-IM_FIELDS = {name: hint for name, hint in inspect.get_annotations(IMBertConfig).items() if name.startswith("im_")}
+IM_FIELDS = {name: hint for name, hint in inspect.get_annotations(ImplicitConfig).items() if name.startswith("im_")}
 IM_FIELDS["im_layers"] = list[str]  # "all", or indices: read by im_values
 
 IMArguments: Any = make_dataclass(

@@ -1,26 +1,25 @@
-"""IM-BERT: BERT with implicit layers, as a drop-in for Hugging Face Transformers.
+"""IM-BERT: BERT with implicit layers, as a drop-in for Hugging Face Transformers; RoBERTa and ELECTRA too.
 
 An independent implementation of Kim, Park and Kim, EMNLP 2024 (arXiv 2505.06889). Importing it registers the classes
 with the Auto classes of Transformers.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForNextSentencePrediction,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    BertTokenizer,
-)
+import transformers
+from transformers import AutoConfig, AutoTokenizer, BertTokenizer, RobertaTokenizer
 
+from . import modeling_electra_imbert, modeling_imbert, modeling_roberta_imbert
 from .callbacks import IMBertStatisticsCallback
-from .configuration_imbert import IMBertConfig
+from .card_upload import send_cards
+from .configuration_imbert import IM_VERSION, IMBertConfig, IMElectraConfig, IMRobertaConfig
 from .gradients_imbert import Implicit, OneStep, Unrolled, implicit_step
+from .modeling_electra_imbert import (
+    IMElectraForMaskedLM,
+    IMElectraForQuestionAnswering,
+    IMElectraForSequenceClassification,
+    IMElectraForTokenClassification,
+    IMElectraModel,
+    IMElectraPreTrainedModel,
+)
 from .modeling_imbert import (
     IMBertForMaskedLM,
     IMBertForMultipleChoice,
@@ -32,21 +31,30 @@ from .modeling_imbert import (
     IMBertModel,
     IMBertPreTrainedModel,
 )
+from .modeling_roberta_imbert import (
+    IMRobertaForMaskedLM,
+    IMRobertaForQuestionAnswering,
+    IMRobertaForSequenceClassification,
+    IMRobertaForTokenClassification,
+    IMRobertaModel,
+    IMRobertaPreTrainedModel,
+)
 from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution
 
 
-__version__ = "0.1.0"
+__version__ = IM_VERSION
 
-AutoConfig.register(IMBertConfig.model_type, IMBertConfig)
-AutoTokenizer.register(IMBertConfig, fast_tokenizer_class=BertTokenizer)
-AutoModel.register(IMBertConfig, IMBertModel)
-AutoModelForPreTraining.register(IMBertConfig, IMBertForPreTraining)
-AutoModelForMaskedLM.register(IMBertConfig, IMBertForMaskedLM)
-AutoModelForNextSentencePrediction.register(IMBertConfig, IMBertForNextSentencePrediction)
-AutoModelForSequenceClassification.register(IMBertConfig, IMBertForSequenceClassification)
-AutoModelForMultipleChoice.register(IMBertConfig, IMBertForMultipleChoice)
-AutoModelForTokenClassification.register(IMBertConfig, IMBertForTokenClassification)
-AutoModelForQuestionAnswering.register(IMBertConfig, IMBertForQuestionAnswering)
+send_cards()
+for config, models, tokenizer in (
+    (IMBertConfig, modeling_imbert, BertTokenizer),
+    (IMRobertaConfig, modeling_roberta_imbert, RobertaTokenizer),
+    (IMElectraConfig, modeling_electra_imbert, BertTokenizer),
+):
+    AutoConfig.register(config.model_type, config)
+    AutoTokenizer.register(config, fast_tokenizer_class=tokenizer)
+    for auto_class, path in config.auto_map_of_family.items():
+        if auto_class != "AutoConfig":
+            getattr(transformers, auto_class).register(config, getattr(models, path.rpartition(".")[2]))
 
 __all__ = [
     "Anderson",
@@ -63,6 +71,20 @@ __all__ = [
     "IMBertModel",
     "IMBertPreTrainedModel",
     "IMBertStatisticsCallback",
+    "IMElectraConfig",
+    "IMElectraForMaskedLM",
+    "IMElectraForQuestionAnswering",
+    "IMElectraForSequenceClassification",
+    "IMElectraForTokenClassification",
+    "IMElectraModel",
+    "IMElectraPreTrainedModel",
+    "IMRobertaConfig",
+    "IMRobertaForMaskedLM",
+    "IMRobertaForQuestionAnswering",
+    "IMRobertaForSequenceClassification",
+    "IMRobertaForTokenClassification",
+    "IMRobertaModel",
+    "IMRobertaPreTrainedModel",
     "Implicit",
     "OneStep",
     "Solution",

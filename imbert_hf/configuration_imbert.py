@@ -1,4 +1,4 @@
-"""Configuration of IM-BERT: BERT's, and the fields of the implicit connection.
+"""Configurations of IM-BERT, IM-RoBERTa and IM-ELECTRA: the family's own, and the fields of the implicit connection.
 
 With x the input of a layer F and y its output, the connection is the theta method with step size gamma,
 
@@ -12,26 +12,25 @@ This file travels with every checkpoint: it imports transformers and the standar
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import BertConfig
+from transformers import BertConfig, ElectraConfig, PretrainedConfig, RobertaConfig
 
 
-# What AutoX.from_pretrained(..., trust_remote_code=True) loads; the whole table is written into every checkpoint, so
-# that one saved from any head opens through every Auto class.
-AUTO_MAP = {
-    "AutoConfig": "configuration_imbert.IMBertConfig",
-    "AutoModel": "modeling_imbert.IMBertModel",
-    "AutoModelForPreTraining": "modeling_imbert.IMBertForPreTraining",
-    "AutoModelForMaskedLM": "modeling_imbert.IMBertForMaskedLM",
-    "AutoModelForNextSentencePrediction": "modeling_imbert.IMBertForNextSentencePrediction",
-    "AutoModelForSequenceClassification": "modeling_imbert.IMBertForSequenceClassification",
-    "AutoModelForMultipleChoice": "modeling_imbert.IMBertForMultipleChoice",
-    "AutoModelForTokenClassification": "modeling_imbert.IMBertForTokenClassification",
-    "AutoModelForQuestionAnswering": "modeling_imbert.IMBertForQuestionAnswering",
-}
+# The release of this code. Every travelling file names it, and a checkpoint's config the one that wrote it.
+IM_VERSION = "0.1.0"
+
+
+def _auto_map(module: str, family: str, *heads: str) -> dict[str, str]:
+    """What AutoX.from_pretrained(..., trust_remote_code=True) loads.
+
+    The whole table is written into every checkpoint, so that one saved from any head opens through every Auto class.
+    """
+    models = {f"AutoModelFor{head}": f"{module}.{family}For{head}" for head in heads}
+    return {"AutoConfig": f"configuration_imbert.{family}Config", "AutoModel": f"{module}.{family}Model", **models}
 
 
 def _number(allowed: str, accept: Callable[[float], bool]) -> tuple[str, Callable[[Any], Any]]:
@@ -72,7 +71,7 @@ def _layers(value: Any) -> Any:
 
 
 # field -> (what is allowed, parser that returns the stored value or raises ValueError)
-_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+IM_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "im_theta": _number("a number from 0 to 1", lambda v: 0 <= v <= 1),
     "im_layers": ('"all" or a list of layer indices', _layers),
     "im_vector_field": _choice("increment", "layer"),
@@ -90,17 +89,24 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-def refuse_unknown_im_names(names) -> None:
-    """Raises ValueError for the first of `names` that starts with "im_" and is no field of IMBertConfig."""
+def other_release(file: str, version: Any) -> str:
+    return (
+        f"{file} is of imbert_hf {version}, this code of {IM_VERSION}: results may differ. Load the checkpoint "
+        "with the code of its own release, or save it again to take this one's."
+    )
+
+
+def refuse_unknown_im_names(names, owner: str = "IMBertConfig") -> None:
+    """Raises ValueError for the first of `names` that starts with "im_" and is no field of the config `owner`."""
     for name in names:
-        if name.startswith("im_") and name not in _FIELDS:
-            near = difflib.get_close_matches(name, _FIELDS, n=1)
+        if name.startswith("im_") and name not in IM_FIELDS and name != "im_version":
+            near = difflib.get_close_matches(name, IM_FIELDS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{name!r} is no field of IMBertConfig: {hint}The fields are {', '.join(_FIELDS)}.")
+            raise ValueError(f"{name!r} is no field of {owner}: {hint}The fields are {', '.join(IM_FIELDS)}.")
 
 
-class IMBertConfig(BertConfig):
-    r"""BertConfig with the implicit connection's fields. Every other argument is BertConfig's.
+class ImplicitConfig(PretrainedConfig):
+    r"""The implicit connection's fields, as the base of a config beside the family's own.
 
     Values are checked here, when a field is set, and again when a model is built; a wrong one raises a ValueError that
     names the field, the value and what is allowed. Models read the im_ fields at every forward, so a callback may
@@ -125,9 +131,9 @@ class IMBertConfig(BertConfig):
             as many as the forward solve had iterations.
     """
 
-    model_type = "imbert"
     _auto_class = "AutoConfig"
     keys_to_ignore_at_inference = ["past_key_values", "im_residuals", "im_iterations_used"]  # noqa: RUF012
+    auto_map_of_family: ClassVar[dict[str, str]] = {}
 
     im_theta: float = 1.0
     im_layers: Any = "all"
@@ -145,21 +151,30 @@ class IMBertConfig(BertConfig):
     im_gradient_iterations: int | None = None
 
     def __init__(self, **kwargs):
-        refuse_unknown_im_names(kwargs)
-        im_values = {name: kwargs.pop(name, getattr(type(self), name)) for name in _FIELDS}
-        found = kwargs.pop("model_type", None)  # of the to_dict() of BERT's config, or of this one's
-        if found not in (None, "bert", self.model_type):
-            raise ValueError(f"model_type must be 'bert' or {self.model_type!r}, got {found!r}.")
+        refuse_unknown_im_names(kwargs, type(self).__name__)
+        im_values = {name: kwargs.pop(name, getattr(type(self), name)) for name in IM_FIELDS}
+        found = kwargs.pop("model_type", None)  # of the to_dict() of the family's config, or of this one's
+        if found not in (None, self.plain_model_type(), self.model_type):
+            raise ValueError(f"model_type must be {self.plain_model_type()!r} or {self.model_type!r}, got {found!r}.")
+        written_by = kwargs.pop("im_version", IM_VERSION)
+        if written_by != IM_VERSION:
+            warnings.warn(other_release("config.json", written_by), stacklevel=2)
         # Entries read from the Hub point to that repository; a saved copy must point to itself.
-        auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
+        auto_map = {**(kwargs.pop("auto_map", None) or {}), **self.auto_map_of_family}
         super().__init__(**kwargs)
         for name, value in im_values.items():
             setattr(self, name, value)
+        self.im_version = IM_VERSION
         self.auto_map = auto_map
         self.check_im_fields()
 
     @classmethod
-    def paper(cls, **kwargs) -> "IMBertConfig":
+    def plain_model_type(cls) -> str:
+        """The model_type of the family itself, whose checkpoints load: "bert" for "imbert"."""
+        return cls.model_type.removeprefix("im")
+
+    @classmethod
+    def paper(cls, **kwargs):
         """The setting closest to what is public of the paper: relation of its Figure 1, gradient descent, unrolled.
 
         Iterations and learning rate are not public; they are this package's defaults unless given in `kwargs`, which
@@ -169,17 +184,17 @@ class IMBertConfig(BertConfig):
         return cls(**{**preset, **kwargs})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        refuse_unknown_im_names([name])
-        if name in _FIELDS:
-            allowed, parse = _FIELDS[name]
+        refuse_unknown_im_names([name], type(self).__name__)
+        if name in IM_FIELDS:
+            allowed, parse = IM_FIELDS[name]
             try:
                 value = parse(value)
             except ValueError:
                 raise ValueError(f"{name} must be {allowed}, got {value!r}.") from None
         if name in ("is_decoder", "add_cross_attention") and value:
             raise ValueError(
-                f"{name} must be False for IM-BERT, got {value!r}: a layer is evaluated several times a forward and "
-                "would write the key-value cache each time."
+                f"{name} must be False for {self.model_type!r}, got {value!r}: a layer is evaluated several times a "
+                "forward and would write the key-value cache each time."
             )
         super().__setattr__(name, value)
 
@@ -189,7 +204,7 @@ class IMBertConfig(BertConfig):
 
         Raises ValueError where im_layers holds an index out of range or twice.
         """
-        n = self.num_hidden_layers
+        n: int = self.num_hidden_layers  # type: ignore[attr-defined] # of the family
         if self.im_layers == "all":
             return frozenset(range(n))
         for i in self.im_layers:
@@ -202,7 +217,7 @@ class IMBertConfig(BertConfig):
 
     def check_im_fields(self) -> None:
         """Checks every im_ field again, and those that depend on others. Raises ValueError."""
-        for name in (*_FIELDS, "is_decoder", "add_cross_attention"):
+        for name in (*IM_FIELDS, "is_decoder", "add_cross_attention"):
             setattr(self, name, getattr(self, name))
         _ = self.implicit_layers
 
@@ -212,22 +227,62 @@ class IMBertConfig(BertConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        refuse_unknown_im_names(kwargs)  # transformers hands an unknown keyword on to the model, or drops it
+        refuse_unknown_im_names(
+            kwargs, cls.__name__
+        )  # transformers hands an unknown keyword on to the model, or drops it
         config = super().from_dict(config_dict, **kwargs)
         (config[0] if isinstance(config, tuple) else config).check_im_fields()
         return config
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Reads a config.json of IM-BERT or of BERT, which becomes an IM-BERT; another model type is refused."""
+        """Reads a config.json of this model type or of the plain family's, which becomes this one's; no other's."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        found = config_dict.get("model_type", "bert")
-        if found not in ("bert", cls.model_type):
+        plain = cls.plain_model_type()
+        found = config_dict.get("model_type", plain)
+        if found not in (plain, cls.model_type):
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a checkpoint of model_type {found!r}; IM-BERT loads 'bert' and "
-                f"{cls.model_type!r}."
+                f"{pretrained_model_name_or_path} holds a checkpoint of model_type {found!r}; {cls.__name__} loads "
+                f"{plain!r} and {cls.model_type!r}."
             )
         return {**config_dict, "model_type": cls.model_type}, kwargs
 
 
-__all__ = ["IMBertConfig"]
+class IMBertConfig(ImplicitConfig, BertConfig):
+    """BertConfig with the fields of ImplicitConfig, which see. Every other argument is BertConfig's."""
+
+    model_type = "imbert"
+    auto_map_of_family = _auto_map(
+        "modeling_imbert",
+        "IMBert",
+        *("PreTraining", "MaskedLM", "NextSentencePrediction", "SequenceClassification", "MultipleChoice"),
+        *("TokenClassification", "QuestionAnswering"),
+    )
+    __init__ = ImplicitConfig.__init__  # transformers writes one where the class itself has none
+
+
+class IMRobertaConfig(ImplicitConfig, RobertaConfig):
+    """RobertaConfig with the fields of ImplicitConfig, which see. Every other argument is RobertaConfig's."""
+
+    model_type = "imroberta"
+    auto_map_of_family = _auto_map(
+        "modeling_roberta_imbert",
+        "IMRoberta",
+        *("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"),
+    )
+    __init__ = ImplicitConfig.__init__
+
+
+class IMElectraConfig(ImplicitConfig, ElectraConfig):
+    """ElectraConfig with the fields of ImplicitConfig, which see. Every other argument is ElectraConfig's."""
+
+    model_type = "imelectra"
+    auto_map_of_family = _auto_map(
+        "modeling_electra_imbert",
+        "IMElectra",
+        *("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"),
+    )
+    __init__ = ImplicitConfig.__init__
+
+
+__all__ = ["IMBertConfig", "IMElectraConfig", "IMRobertaConfig"]

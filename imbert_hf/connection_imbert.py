@@ -1,4 +1,4 @@
-"""What the implicit layers of one forward share, and a BERT layer as the map that an implicit step is solved for.
+"""What the implicit layers of one forward share, and a layer as the map that an implicit step is solved for.
 
 This file travels with every checkpoint: it imports torch, transformers, the standard library and its sisters alone.
 """
@@ -13,25 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.models.bert.modeling_bert import BertLayer
 
-from .configuration_imbert import IMBertConfig
+from .configuration_imbert import ImplicitConfig
 from .gradients_imbert import Gradient, Implicit, OneStep, Unrolled
 from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solver
 
 
-SOLVERS: dict[str, Callable[[IMBertConfig], Solver]] = {
+IM_VERSION = "0.1.0"
+
+SOLVERS: dict[str, Callable[[ImplicitConfig], Solver]] = {
     "gradient_descent": lambda config: GradientDescent(config.im_learning_rate),
     "fixed_point": lambda config: FixedPoint(config.im_damping),
     "anderson": lambda config: Anderson(config.im_damping, config.im_anderson_memory),
 }
 # The plain adjoint iteration keeps no history, but diverges where the map does: fit for those who iterate the map.
-ADJOINT_SOLVERS: dict[str, Callable[[IMBertConfig], Solver]] = {
+ADJOINT_SOLVERS: dict[str, Callable[[ImplicitConfig], Solver]] = {
     "gradient_descent": lambda config: Anderson(memory=config.im_anderson_memory),
     "fixed_point": lambda config: FixedPoint(),
     "anderson": lambda config: Anderson(memory=config.im_anderson_memory),
 }
-GRADIENTS: dict[str, Callable[[IMBertConfig], Gradient]] = {
+GRADIENTS: dict[str, Callable[[ImplicitConfig], Gradient]] = {
     "unrolled": lambda config: Unrolled(),
     "implicit": lambda config: Implicit(config.im_gradient_iterations, ADJOINT_SOLVERS[config.im_solver](config)),
     "one_step": lambda config: OneStep(),
@@ -42,7 +43,7 @@ GRADIENTS: dict[str, Callable[[IMBertConfig], Gradient]] = {
 class Pass:
     """What the implicit layers of one forward share: the config, read once; the token mask; and what they report."""
 
-    config: IMBertConfig
+    config: ImplicitConfig
     mask: Tensor | None = None
     statistics: list[tuple[Tensor, Tensor]] | None = None
     finite: list[Tensor] = field(default_factory=list)
@@ -78,7 +79,7 @@ def token_mask(attention_mask: Tensor | None) -> Tensor | None:
 
 
 class LayerMap:
-    """h -> F(h), the plain BERT layer under one forward's masks and arguments; what implicit_step calls the layer."""
+    """h -> F(h), the plain layer under one forward's masks and arguments; what implicit_step calls the layer."""
 
     def __init__(self, layer: Any, args: tuple, kwargs: dict, math_attention: bool):
         self.layer, self.args, self.kwargs, self.math_attention = layer, args, kwargs, math_attention
@@ -107,7 +108,7 @@ class LayerMap:
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH) if self.math_attention else contextlib.nullcontext():
-            return BertLayer.forward(self.layer, hidden_states, *self.args, **self.kwargs)
+            return self.layer.plain(hidden_states, *self.args, **self.kwargs)
 
 
 _unread: dict[torch.device, tuple[int, Tensor]] = {}

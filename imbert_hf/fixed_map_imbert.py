@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .solvers_imbert import Evaluation
 
 
+IM_VERSION = "0.1.0"
+
 # How a dropout mask is drawn on a CPU, the second way within torch.func, and how a kept one takes its place.
 _DRAWS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
     torch.ops.aten.bernoulli_.float: lambda t, mask: t.copy_(mask),

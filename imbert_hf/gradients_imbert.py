@@ -25,6 +25,8 @@ from .fixed_map_imbert import FixedMap, evaluation, saved_tensor_hooks_active
 from .solvers_imbert import Anderson, Evaluation, Relation, Solution, Solver, solve
 
 
+IM_VERSION = "0.1.0"
+
 # e of f(h) = F(h) - e h
 CARRY = {"increment": 1.0, "layer": 0.0}
 INITIAL_GUESSES = ("explicit", "previous")

@@ -1,4 +1,4 @@
-"""BERT's outputs with the statistics of the solves, and BERT's forwards that return them.
+"""The outputs of transformers with the statistics of the solves, and forwards that return them.
 
 This file travels with every checkpoint: it imports torch, transformers and the standard library alone.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers.modeling_outputs import (
+    BaseModelOutputWithCrossAttentions,
     BaseModelOutputWithPoolingAndCrossAttentions,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
@@ -22,9 +23,12 @@ from transformers.modeling_outputs import (
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 
+IM_VERSION = "0.1.0"
+
+
 @dataclass
 class _Statistics:
-    """Fields that every output adds to BERT's.
+    """Fields that every output adds to transformers' own.
 
     im_residuals: per implicit layer (batch,), the relative residual ||r|| / ||y|| of the solve.
     im_iterations_used: per implicit layer (batch,) int64, iterations of the solve.
@@ -38,6 +42,11 @@ class _Statistics:
 @dataclass
 class IMBertModelOutput(_Statistics, BaseModelOutputWithPoolingAndCrossAttentions):
     pass
+
+
+@dataclass
+class IMElectraModelOutput(_Statistics, BaseModelOutputWithCrossAttentions):
+    """Without a pooled output, which ELECTRA has not."""
 
 
 @dataclass
@@ -75,14 +84,14 @@ class IMQuestionAnsweringModelOutput(_Statistics, QuestionAnsweringModelOutput):
     pass
 
 
-def forward_of(bert_forward: Callable, output_class: type) -> Any:
-    """BERT's own forward, with output_im_statistics among its arguments and the statistics in its output."""
+def forward_of(family_forward: Callable, output_class: type) -> Any:
+    """The family's own forward, with output_im_statistics among its arguments and the statistics in its output."""
 
-    @wraps(bert_forward)
+    @wraps(family_forward)
     def forward(self: Any, *args, output_im_statistics=None, return_dict=None, im_statistics=None, **kwargs):
         if im_statistics is None and output_im_statistics:
             im_statistics = []
-        outputs = bert_forward(self, *args, im_statistics=im_statistics, return_dict=True, **kwargs)
+        outputs = family_forward(self, *args, im_statistics=im_statistics, return_dict=True, **kwargs)
         outputs = output_class(**outputs)
         if im_statistics is not None:
             outputs["im_residuals"] = tuple(residual for residual, _ in im_statistics)
@@ -91,7 +100,7 @@ def forward_of(bert_forward: Callable, output_class: type) -> Any:
             return_dict = getattr(self.config, "return_dict", True)
         return outputs if return_dict else outputs.to_tuple()
 
-    signature = inspect.signature(bert_forward)
+    signature = inspect.signature(family_forward)
     parameters = list(signature.parameters.values())
     added = inspect.Parameter(
         "output_im_statistics", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 
+IM_VERSION = "0.1.0"
+
 # F(y), and where a solver asks for it the map u -> (dF/dy)^T u.
 Evaluation = tuple[Tensor, Callable[[Tensor], Tensor] | None]
 

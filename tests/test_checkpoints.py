@@ -10,14 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, imbert_config, lively
+from families import inputs_for, pair_of
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizer
 
 import imbert_hf
-from imbert_hf.configuration_imbert import AUTO_MAP
 
 
 PACKAGE = Path(imbert_hf.__file__).parent
 TRAVELLING = sorted(path.name for path in PACKAGE.glob("*_imbert.py"))
+ENTRIES = {
+    "Bert": "modeling_imbert.py",
+    "Roberta": "modeling_roberta_imbert.py",
+    "Electra": "modeling_electra_imbert.py",
+}
+
+
+def files_of(family):
+    """The names of the files that travel with a checkpoint of a family."""
+    return sorted({*TRAVELLING} - {*ENTRIES.values()} | {ENTRIES[family]})
+
 
 STRANGER = """
 import sys
@@ -66,11 +77,12 @@ def checkpoint(tmp_path):
     return folder, logits
 
 
-def check_files(folder):
-    assert sorted(path.name for path in folder.glob("*.py")) == TRAVELLING
+def check_files(folder, family="Bert"):
+    assert sorted(path.name for path in folder.glob("*.py")) == files_of(family)
     config = json.loads((folder / "config.json").read_text())
-    assert config["auto_map"] == AUTO_MAP
-    assert config["architectures"] == ["IMBertForSequenceClassification"]
+    assert config["auto_map"] == getattr(imbert_hf, f"IM{family}Config").auto_map_of_family
+    assert config["architectures"] == [f"IM{family}ForSequenceClassification"]
+    assert config["im_version"] == imbert_hf.__version__
 
 
 def test_a_stranger_loads_saves_and_loads_again(checkpoint, tmp_path):
@@ -105,6 +117,58 @@ print(outputs.logits.tolist())
     printed = run_stranger(code, first, second, modules=modules)
     torch.testing.assert_close(torch.tensor(json.loads(printed)), logits, rtol=0, atol=1e-6)
     check_files(second)
+
+
+@pytest.mark.parametrize("family", ["Roberta", "Electra"])
+def test_a_stranger_loads_the_other_families(family, tmp_path, batch):
+    name = f"{family}ForSequenceClassification"
+    _, model = pair_of(name)
+    model.save_pretrained(tmp_path / "first")
+    check_files(tmp_path / "first", family)
+    inputs = {k: v for k, v in inputs_for(name, batch).items() if k != "labels"}
+    torch.save(inputs, tmp_path / "inputs.pt")
+    code = """
+inputs = torch.load(sys.argv[3])
+model = AutoModelForSequenceClassification.from_pretrained(source, trust_remote_code=True)
+for auto_class, reference in model.config.auto_map.items():
+    head = getattr(transformers, auto_class).from_pretrained(source, trust_remote_code=True)
+    assert type(head).__name__ == reference.split(".")[1], (auto_class, type(head))
+model.save_pretrained(target)
+again = AutoModelForSequenceClassification.from_pretrained(target, trust_remote_code=True)
+with torch.no_grad():
+    assert torch.equal(model(**inputs).logits, again(**inputs).logits)
+    print(again(**inputs).logits.tolist())
+"""
+    printed = run_stranger(
+        code, tmp_path / "first", tmp_path / "second", tmp_path / "inputs.pt", modules=tmp_path / "m"
+    )
+    check_files(tmp_path / "second", family)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    torch.testing.assert_close(torch.tensor(json.loads(printed)), logits, rtol=0, atol=1e-6)
+
+
+def test_a_file_of_another_release_says_so(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    for path in folder.glob("*_imbert.py"):
+        assert f'IM_VERSION = "{imbert_hf.__version__}"' in path.read_text()
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace(f'"im_version": "{imbert_hf.__version__}"', '"im_version": "0.0.9"'))
+    with pytest.warns(UserWarning, match=r"config.json is of imbert_hf 0.0.9, this code of"):
+        config = AutoConfig.from_pretrained(folder)
+    assert config.im_version == imbert_hf.__version__  # what it will be saved with
+    solvers = folder / "solvers_imbert.py"
+    solvers.write_text(solvers.read_text().replace(f'IM_VERSION = "{imbert_hf.__version__}"', 'IM_VERSION = "0.0.8"'))
+    code = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    AutoModel.from_pretrained(source, trust_remote_code=True)
+print([str(w.message).split(":")[0] for w in caught if "is of imbert_hf" in str(w.message)])
+"""
+    printed = run_stranger(code, folder, "-", modules=tmp_path / "modules")
+    for file, version in (("config.json", "0.0.9"), ("solvers_imbert.py", "0.0.8")):
+        assert f"{file} is of imbert_hf {version}, this code of {imbert_hf.__version__}" in printed
 
 
 def test_local_code_loads_a_checkpoint_that_carries_its_own(checkpoint):
@@ -154,8 +218,9 @@ def test_travelling_files_import_what_travels(name):
             relative.add(f"{node.module}.py")
         elif isinstance(node, ast.ImportFrom):
             assert node.module.split(".")[0] in allowed
-    if name == "modeling_imbert.py":
-        assert relative == set(TRAVELLING) - {name}  # older loaders copy the entry file's own imports only
+    for family, entry in ENTRIES.items():
+        if name == entry:
+            assert relative == {*files_of(family)} - {name}  # older loaders copy the entry file's own imports only
     if name == "configuration_imbert.py":
         assert not relative
 

@@ -8,12 +8,12 @@ from conftest import TINY, imbert_config
 from transformers import AutoConfig, BertConfig
 
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification, IMBertModel
-from imbert_hf.configuration_imbert import _FIELDS
+from imbert_hf.configuration_imbert import IM_FIELDS
 
 
 def test_fields_are_those_of_the_design():
     config = IMBertConfig()
-    assert {name: getattr(config, name) for name in _FIELDS} == {
+    assert {name: getattr(config, name) for name in IM_FIELDS} == {
         "im_theta": 1.0,
         "im_layers": "all",
         "im_vector_field": "increment",
@@ -40,7 +40,7 @@ def test_json_round_trip(tmp_path):
     assert written["model_type"] == "imbert"
     for loaded in (IMBertConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is IMBertConfig
-        assert {k: getattr(loaded, k) for k in _FIELDS} == {k: getattr(config, k) for k in _FIELDS}
+        assert {k: getattr(loaded, k) for k in IM_FIELDS} == {k: getattr(config, k) for k in IM_FIELDS}
         assert loaded.auto_map == config.auto_map
         assert loaded.num_labels == 4
 
@@ -170,7 +170,7 @@ def test_from_pretrained_overrides_are_checked(tmp_path):
 def test_other_model_types_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta", "hidden_size": 32}))
     for load in (IMBertConfig.from_pretrained, IMBertModel.from_pretrained):
-        with pytest.raises(ValueError, match="holds a checkpoint of model_type 'roberta'; IM-BERT loads 'bert'"):
+        with pytest.raises(ValueError, match="holds a checkpoint of model_type 'roberta'; IMBertConfig loads 'bert'"):
             load(tmp_path)
     with pytest.raises(ValueError, match="IMBertModel needs an IMBertConfig, got BertConfig"):
         IMBertModel(BertConfig(**TINY))

@@ -1,7 +1,6 @@
 """examples/finetune_glue.py on a tiny random BERT and a few made-up rows: what it writes, and what it refuses."""
 
 import importlib.util
-import inspect
 import json
 import os
 import random
@@ -30,6 +29,7 @@ from transformers import (  # noqa: E402
 )
 
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification  # noqa: E402
+from imbert_hf.configuration_imbert import IM_FIELDS  # noqa: E402
 
 
 # transformers 5.0, when two checkpoints are written within a second; it then sorts them by number, which is right.
@@ -181,7 +181,7 @@ def test_connection(connection, arguments, data, tmp_path):
 
 
 def im_fields():
-    return [name for name in inspect.get_annotations(IMBertConfig) if name.startswith("im_")]
+    return [*IM_FIELDS]
 
 
 @pytest.mark.parametrize("task", LABELS)
@@ -320,7 +320,7 @@ IM_WORDS = {
 
 
 def test_every_im_field_is_an_argument(arguments, tmp_path):
-    assert set(IM_WORDS) == set(im_fields()) == {name for name in IMBertConfig().to_dict() if name.startswith("im_")}
+    assert set(IM_WORDS) == set(im_fields()) == {*glue.IM_FIELDS}
     words = [word for name, (value, _) in IM_WORDS.items() for word in (f"--{name}", *value)]
     glue.main(arguments("--max_steps", "1", *words))
     expected = {name: value for name, (_, value) in IM_WORDS.items()}
@@ -479,7 +479,7 @@ def test_hub_is_the_default(arguments, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("connection", "found", "loads"),
     [
-        ("im-bert", "distilbert", "IM-BERT loads 'bert' and 'imbert'."),
+        ("im-bert", "distilbert", "IMBertConfig loads 'bert' and 'imbert'."),
         ("bert", "distilbert", "--connection bert loads 'bert'."),
         ("bert", "imbert", "--connection bert loads 'bert'."),
     ],

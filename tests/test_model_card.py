@@ -11,10 +11,9 @@ import hub
 import pytest
 from conftest import bert_config, imbert_config, lively
 from huggingface_hub import ModelCard
-from test_checkpoints import STRANGER
+from test_checkpoints import STRANGER, files_of
 from transformers import BertForSequenceClassification, BertTokenizer
 
-import imbert_hf
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.evaluation.commands import card as command
 from imbert_hf.evaluation.loading import fingerprint
@@ -471,7 +470,7 @@ def test_a_push_sends_the_card_and_a_stranger_runs_it(folder, tmp_path):
     assert server.files["me/by-model"]["README.md"] == card
     assert server.files["me/changed"]["README.md"] != card
     assert "is not pushed: the model is not the one in" in printed
-    code = {path.name for path in Path(imbert_hf.__file__).parent.glob("*_imbert.py")}
+    code = {*files_of("Bert")}
     sent = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | code
     assert server.commits[0] == ("me/by-command", sorted(sent))
     order = ["POST create", "POST validate-yaml", "POST preupload", "POST LFS batch", "PUT LFS file", "POST verify"]

@@ -1,139 +1,19 @@
 """The models against transformers' BERT with the same weights, and what must not change a prediction."""
 
 import copy
-import inspect
 import itertools
 import pickle
 
 import pytest
 import torch
 import transformers
-from conftest import bert_config, imbert_config, lively
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from conftest import imbert_config
+from families import pair_of
 
-import imbert_hf
-from imbert_hf import IMBertForSequenceClassification, IMBertModel
+from imbert_hf import IMBertForSequenceClassification
 
 
-HEADS = [
-    "Model",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-    "ForMultipleChoice",
-    "ForMaskedLM",
-    "ForNextSentencePrediction",
-    "ForPreTraining",
-]
 PAIRS = list(itertools.product(("fixed_point", "anderson", "gradient_descent"), ("unrolled", "implicit", "one_step")))
-
-
-def pair_of(head, **kwargs):
-    """BERT and IM-BERT with the same weights."""
-    bert = lively(getattr(transformers, f"Bert{head}")(bert_config())).eval()
-    model = getattr(imbert_hf, f"IMBert{head}")(imbert_config(**kwargs)).eval()
-    model.load_state_dict(bert.state_dict())
-    return bert, model
-
-
-def inputs_for(head, batch):
-    """Inputs and labels of a head."""
-    ids = batch["input_ids"]
-    rows = torch.arange(len(ids))
-    return {
-        "Model": batch,
-        "ForSequenceClassification": {**batch, "labels": rows % 2},
-        "ForTokenClassification": {**batch, "labels": ids % 2},
-        "ForQuestionAnswering": {**batch, "start_positions": rows, "end_positions": rows + 1},
-        "ForMultipleChoice": {**{k: v[None].repeat(2, 1, 1) for k, v in batch.items()}, "labels": rows[:2]},
-        "ForMaskedLM": {**batch, "labels": ids},
-        "ForNextSentencePrediction": {**batch, "labels": rows % 2},
-        "ForPreTraining": {**batch, "labels": ids, "next_sentence_label": rows % 2},
-    }[head]
-
-
-EXACTLY_BERT = {
-    "no implicit layer": {"im_layers": []},
-    "no iteration": {"im_iterations": 0},
-    "theta 0": {"im_theta": 0.0},
-    "theta 0, another solver": {"im_theta": 0.0, "im_solver": "gradient_descent", "im_gradient": "unrolled"},
-}
-
-
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("setting", EXACTLY_BERT.values(), ids=EXACTLY_BERT)
-def test_exact_settings_are_bert_bit_for_bit_with_dropout(head, setting, batch):
-    bert, model = pair_of(head, **setting)
-    kwargs = {**inputs_for(head, batch), "output_hidden_states": True}
-    for train in (False, True):
-        results = []
-        for m in (bert, model):
-            m.train(train).zero_grad()
-            torch.manual_seed(3)
-            outputs = m(**kwargs)
-            loss = outputs.last_hidden_state.square().mean() if head == "Model" else outputs.loss
-            loss.backward()
-            results.append((outputs.to_tuple(), {n: p.grad for n, p in m.named_parameters()}, torch.get_rng_state()))
-        expected, actual = results
-        torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=0)
-        torch.testing.assert_close(actual[1], expected[1], rtol=0, atol=0)
-        assert torch.equal(actual[2], expected[2])
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_state_dicts_and_checkpoints_go_both_ways(head, tmp_path):
-    bert, model = pair_of(head)
-    assert list(model.state_dict()) == list(bert.state_dict())
-    bert.load_state_dict(model.state_dict())
-    bert.save_pretrained(tmp_path / "bert")
-    loaded, info = type(model).from_pretrained(tmp_path / "bert", im_theta=0.0, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    torch.testing.assert_close(loaded.state_dict(), bert.state_dict(), rtol=0, atol=0)
-    model.save_pretrained(tmp_path / "imbert")
-    back, info = type(bert).from_pretrained(tmp_path / "imbert", output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    torch.testing.assert_close(back.state_dict(), bert.state_dict(), rtol=0, atol=0)
-
-
-def test_a_headless_checkpoint_misses_the_head_alone(tmp_path):
-    transformers.BertModel(bert_config()).save_pretrained(tmp_path)
-    _, info = IMBertForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
-    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}
-    assert not info["unexpected_keys"]
-
-
-def test_tied_weights_stay_tied():
-    model = imbert_hf.IMBertForMaskedLM(imbert_config())
-    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_forward_takes_and_returns_what_bert_does_and_the_statistics(head, batch):
-    bert, model = pair_of(head)
-    signature = inspect.signature(model.forward)
-    assert [p for p in signature.parameters if p != "output_im_statistics"] == list(
-        inspect.signature(bert.forward).parameters
-    )
-    kwargs = inputs_for(head, batch)
-    plain = model(**kwargs)
-    assert isinstance(plain, type(bert(**kwargs)))
-    assert list(plain) == list(bert(**kwargs))
-    assert plain.im_residuals is None
-    assert plain.im_iterations_used is None
-    model.config.im_layers = [0, 2]
-    told = model(**kwargs, output_im_statistics=True)
-    rows = 6 if head == "ForMultipleChoice" else 3
-    assert len(told.im_residuals) == len(told.im_iterations_used) == 2
-    for residual, steps in zip(told.im_residuals, told.im_iterations_used, strict=True):
-        assert residual.shape == steps.shape == (rows,)
-        assert (residual > 0).all()
-        assert (steps == 3).all()
-    as_tuple = model(**kwargs, output_im_statistics=True, return_dict=False)
-    torch.testing.assert_close(as_tuple[0], told[0])
-    assert len(as_tuple) == len(told)
-    assert type(model(**kwargs, return_dict=False)) is tuple
 
 
 @pytest.mark.parametrize(
@@ -155,7 +35,7 @@ def test_problem_types(batch, labels, num_labels, problem_type):
 
 def test_the_layer_solves_the_relation_of_bert_layers(batch):
     # y = (x + F(y)) / 2 for every layer, F being transformers' own.
-    bert, model = pair_of("Model", im_iterations=60, im_solver="anderson", attn_implementation="eager")
+    bert, model = pair_of("BertModel", im_iterations=60, im_solver="anderson", attn_implementation="eager")
     bert, model = bert.double(), model.double()
     bert.set_attn_implementation("eager")
     with torch.no_grad():
@@ -168,7 +48,7 @@ def test_the_layer_solves_the_relation_of_bert_layers(batch):
 
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)
 def test_hidden_states_and_attentions_are_as_many_as_berts(solver, gradient, batch):
-    bert, model = pair_of("Model", im_solver=solver, im_gradient=gradient)
+    bert, model = pair_of("BertModel", im_solver=solver, im_gradient=gradient)
     for m in (bert, model):
         m.set_attn_implementation("eager")
     for train, layers in itertools.product((False, True), ("all", [1])):
@@ -189,7 +69,7 @@ def test_hidden_states_and_attentions_are_as_many_as_berts(solver, gradient, bat
 
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)
 def test_contexts_give_the_same_logits(solver, gradient, batch):
-    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_gradient=gradient, im_eval_iterations=2)
+    _, model = pair_of("BertForSequenceClassification", im_solver=solver, im_gradient=gradient, im_eval_iterations=2)
     reference = model(**batch).logits
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).logits, reference, rtol=0, atol=1e-6)
@@ -206,7 +86,7 @@ def test_contexts_give_the_same_logits(solver, gradient, batch):
 
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)
 def test_every_pair_trains(solver, gradient, batch):
-    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_gradient=gradient, im_learning_rate=0.02)
+    _, model = pair_of("BertForSequenceClassification", im_solver=solver, im_gradient=gradient, im_learning_rate=0.02)
     labels = torch.tensor([0, 1, 1])
     before = model(**batch, labels=labels).loss.item()
     model.train()
@@ -223,7 +103,7 @@ def test_every_pair_trains(solver, gradient, batch):
 @pytest.mark.parametrize("solver", ["fixed_point", "anderson", "gradient_descent"])
 @pytest.mark.parametrize("tolerance", [0.0, 1e-2])
 def test_a_row_agrees_alone_and_in_any_batch_at_any_padding(solver, dtype, tolerance, batch):
-    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_tolerance=tolerance, im_learning_rate=0.02)
+    _, model = pair_of("BertForSequenceClassification", im_solver=solver, im_tolerance=tolerance, im_learning_rate=0.02)
     model.to(dtype)
     atol = 1e-12 if dtype == torch.float64 else {"gradient_descent": 1e-4}.get(solver, 1e-5)
     with torch.no_grad():
@@ -243,16 +123,8 @@ def test_a_row_agrees_alone_and_in_any_batch_at_any_padding(solver, dtype, toler
             torch.testing.assert_close(states, model.bert(**alone).last_hidden_state[0], rtol=0, atol=10 * atol)
 
 
-def test_a_model_built_at_a_seed_has_the_weights_of_bert():
-    torch.manual_seed(0)
-    bert = transformers.BertForSequenceClassification(bert_config())
-    torch.manual_seed(0)
-    model = IMBertForSequenceClassification(imbert_config())
-    torch.testing.assert_close(model.state_dict(), bert.state_dict(), rtol=0, atol=0)
-
-
 def test_copies_pickles_and_a_new_config_object(batch):
-    _, model = pair_of("ForSequenceClassification")
+    _, model = pair_of("BertForSequenceClassification")
     expected = model(**batch).logits
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(other(**batch).logits, expected, rtol=0, atol=0)
@@ -268,7 +140,7 @@ def test_copies_pickles_and_a_new_config_object(batch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)
 def test_models_in_half_precision(solver, gradient, dtype, batch):
-    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_gradient=gradient, im_learning_rate=0.02)
+    _, model = pair_of("BertForSequenceClassification", im_solver=solver, im_gradient=gradient, im_learning_rate=0.02)
     expected = model(**batch).logits
     model.to(dtype).train()
     loss = model(**batch, labels=torch.tensor([0, 1, 1])).loss
@@ -296,7 +168,7 @@ def replicated(module):
 
 @pytest.mark.parametrize("gradient", ["unrolled", "implicit", "one_step"])
 def test_replicas_of_data_parallel_train_every_parameter(gradient, batch):
-    _, model = pair_of("ForSequenceClassification", im_gradient=gradient)
+    _, model = pair_of("BertForSequenceClassification", im_gradient=gradient)
     labels = torch.tensor([0, 1, 1])
     model(**batch, labels=labels).loss.backward()
     expected = [p.grad.clone() for p in model.parameters()]
@@ -306,7 +178,7 @@ def test_replicas_of_data_parallel_train_every_parameter(gradient, batch):
 
 
 def test_parameters_replaced_before_backward_are_not_silently_left_out(batch):
-    _, model = pair_of("Model")
+    _, model = pair_of("BertModel")
     swapped = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     outputs = torch.func.functional_call(model, swapped, (), dict(batch))
     with pytest.raises(RuntimeError, match="parameters were replaced between forward and backward"):
@@ -314,7 +186,7 @@ def test_parameters_replaced_before_backward_are_not_silently_left_out(batch):
 
 
 def test_caches_and_cross_attention_are_refused(batch):
-    _, model = pair_of("Model")
+    _, model = pair_of("BertModel")
     with pytest.raises(ValueError, match="past_key_values must be None"):
         model(**batch, past_key_values=transformers.DynamicCache())
     with pytest.raises(ValueError, match="encoder_hidden_states must be None"):
@@ -322,7 +194,7 @@ def test_caches_and_cross_attention_are_refused(batch):
 
 
 def test_masks_that_layers_take(batch):
-    _, model = pair_of("ForSequenceClassification", im_solver="anderson", im_tolerance=1e-3, im_iterations=30)
+    _, model = pair_of("BertForSequenceClassification", im_solver="anderson", im_tolerance=1e-3, im_iterations=30)
     expected = model(**batch, output_im_statistics=True)
     mask = batch["attention_mask"]
     four = mask[:, None, None, :].bool().expand(-1, 1, 9, -1)
@@ -341,7 +213,7 @@ def test_masks_that_layers_take(batch):
 
 
 def test_tolerance_and_eval_iterations_are_read_at_every_forward(batch):
-    _, model = pair_of("Model", im_solver="anderson")
+    _, model = pair_of("BertModel", im_solver="anderson")
     model.config.im_eval_iterations = 5
     assert (model(**batch, output_im_statistics=True).im_iterations_used[0] == 5).all()
     assert (model.train()(**batch, output_im_statistics=True).im_iterations_used[0] == 3).all()
@@ -357,7 +229,7 @@ def test_tolerance_and_eval_iterations_are_read_at_every_forward(batch):
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)
 def test_gradient_checkpointing_changes_nothing_and_recomputes_once(solver, gradient, use_reentrant, batch):
-    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_gradient=gradient, im_learning_rate=0.02)
+    _, model = pair_of("BertForSequenceClassification", im_solver=solver, im_gradient=gradient, im_learning_rate=0.02)
     model.train()
     calls = [0]
     model.bert.encoder.layer[1].intermediate.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
@@ -386,7 +258,7 @@ def test_gradient_checkpointing_changes_nothing_and_recomputes_once(solver, grad
 def test_rows_that_converged_leave_the_batch(solver, attention, batch, monkeypatch):
     """At inference with a tolerance; the prediction is that of the whole batch, and of each row alone."""
     torch.manual_seed(0)
-    _, model = pair_of("ForSequenceClassification", im_solver=solver, im_iterations=30, im_learning_rate=0.05)
+    _, model = pair_of("BertForSequenceClassification", im_solver=solver, im_iterations=30, im_learning_rate=0.05)
     model.set_attn_implementation(attention)
     evaluated = []
     module = model.bert.encoder.layer[0].output
@@ -430,7 +302,7 @@ def test_rows_that_converged_leave_the_batch(solver, attention, batch, monkeypat
 
 
 def test_compiled_inference_is_one_graph(batch):
-    _, model = pair_of("ForSequenceClassification")
+    _, model = pair_of("BertForSequenceClassification")
     with torch.no_grad():
         expected = model(**batch).logits
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -445,7 +317,7 @@ class _NoHostRead(torch.utils._python_dispatch.TorchDispatchMode):
 
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)
 def test_a_training_step_reads_no_more_on_the_host_than_bert(solver, gradient, batch):
-    _, model = pair_of("Model", im_solver=solver, im_gradient=gradient)
+    _, model = pair_of("BertModel", im_solver=solver, im_gradient=gradient)
     model.set_attn_implementation("eager")
     embeds = torch.randn(3, 9, 32)
     with _NoHostRead():
@@ -453,7 +325,7 @@ def test_a_training_step_reads_no_more_on_the_host_than_bert(solver, gradient, b
 
 
 def test_nan_is_never_silent(batch):
-    _, model = pair_of("ForSequenceClassification")
+    _, model = pair_of("BertForSequenceClassification")
     clean = model(**batch).logits
     embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
     embeds[1, 2] = float("nan")
@@ -464,19 +336,7 @@ def test_nan_is_never_silent(batch):
 
 
 def test_the_second_derivative_is_refused_where_a_kernel_has_none():
-    _, model = pair_of("Model", im_solver="gradient_descent", im_gradient="unrolled")
+    _, model = pair_of("BertModel", im_solver="gradient_descent", im_gradient="unrolled")
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(ValueError, match="attn_implementation 'flex_attention' has no second derivative"):
         model.train().encoder.layer[0](torch.randn(2, 3, 32))
-
-
-def test_auto_classes():
-    config = AutoConfig.for_model("imbert", num_hidden_layers=1)
-    assert type(config) is imbert_hf.IMBertConfig
-    for name, reference in config.auto_map.items():
-        if name != "AutoConfig":
-            cls = getattr(imbert_hf, reference.split(".")[1])
-            assert getattr(transformers, name)._model_mapping[type(config)] is cls
-    model = AutoModelForSequenceClassification.from_config(imbert_config())
-    assert type(model) is IMBertForSequenceClassification
-    assert type(model.bert) is IMBertModel

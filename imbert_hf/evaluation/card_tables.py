@@ -6,7 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from imbert_hf import IMBertConfig
+from imbert_hf.configuration_imbert import IM_FIELDS
 
 from .report import percent
 
@@ -42,8 +42,7 @@ def _percent(value: float | None, interval: Sequence[float] | None = None) -> st
 
 def solver(config: dict[str, Any]) -> str | None:
     """The im_ fields; None for a checkpoint that has none."""
-    fields = [name for name in IMBertConfig().to_dict() if name.startswith("im_")]
-    return _table({"field": f"`{n}`", "value": f"`{json.dumps(config[n])}`"} for n in sorted(fields) if n in config)
+    return _table({"field": f"`{n}`", "value": f"`{json.dumps(config[n])}`"} for n in sorted(IM_FIELDS) if n in config)
 
 
 def advglue(entries: Entries) -> str | None:

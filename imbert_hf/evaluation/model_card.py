@@ -19,6 +19,8 @@ from .report import write_whole
 from .tasks import HUB, TASKS
 
 
+# model_type -> the family whose layers take the implicit step
+FAMILIES = {"imbert": "BERT", "imroberta": "RoBERTa", "imelectra": "ELECTRA"}
 MARK = "Rendered by imbert-eval card"
 GLUE = "nyu-mll/glue"
 # Of a folder itself, not of its sub-folders; states of the optimizer and the Trainer's own files are not among them.
@@ -59,7 +61,7 @@ def render(
     of = {name: results.entries.get(name, []) for name in ("results", "embedding", "query", "noise")}
     measured = {entry.get("task") for entries in [*of.values(), [training or {}]] for entry in entries}
     known = [task for task in TASKS if task in measured]
-    imbert = config.get("model_type") == "imbert"
+    family = FAMILIES.get(config.get("model_type", ""))
     title = repo_id.rsplit("/", 1)[-1] if repo_id else folder.resolve().name
     evaluations = _advglue_evaluations(of["results"]) + _glue_evaluations(training)
     data = ModelCardData(
@@ -68,7 +70,7 @@ def render(
         library_name="transformers",
         base_model=base_model,
         datasets=[GLUE] if training else None,
-        tags=["imbert", "robustness"] if imbert else ["robustness"],
+        tags=["imbert", "robustness"] if family else ["robustness"],
         pipeline_tag="text-classification",
         metrics=["accuracy"] if evaluations else None,
         model_name=title if evaluations else None,
@@ -85,8 +87,9 @@ def render(
         labels=[config["id2label"][i] for i in sorted(config.get("id2label", {}), key=int)],
         tasks=known,
         pair=bool(known) and len(TASKS[known[0]].fields) == 2,
-        imbert=imbert,
-        implicit=imbert and config["im_layers"] != [] and config["im_theta"] > 0,
+        imbert=family is not None,
+        family=family,
+        implicit=family is not None and config["im_layers"] != [] and config["im_theta"] > 0,
         remote="auto_map" in config,
         solver=tables.solver(config),
         advglue=tables.advglue(of["results"]),

@@ -14,7 +14,6 @@ import numpy
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers.models.bert.modeling_bert import BertLayer
 
 from imbert_hf.connection_imbert import SOLVERS
 from imbert_hf.gradients_imbert import CARRY
@@ -31,15 +30,15 @@ THETAS = (0.0, 0.5, 1.0)  # of the regions of stability: explicit Euler, trapezo
 
 
 class PlainLayer(nn.Module):
-    """h -> F(h), (batch, length, hidden), of a layer of BERT or IM-BERT under a fixed attention mask, in eval mode."""
+    """h -> F(h), (batch, length, hidden), of an implicit layer under a fixed attention mask, in eval mode."""
 
-    def __init__(self, layer: BertLayer, attention_mask: Tensor | None = None):
+    def __init__(self, layer: Any, attention_mask: Tensor | None = None):
         super().__init__()
         self.layer, self.attention_mask = layer, attention_mask
         self.eval()
 
     def forward(self, h: Tensor) -> Tensor:
-        return BertLayer.forward(self.layer, h, self.attention_mask)
+        return self.layer.plain(h, self.attention_mask)
 
 
 def spectra(layers: Layers, *, step_size: float, vector_field: str, count: int, seed: int = 0) -> list[dict[str, Any]]:

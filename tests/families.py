@@ -1,0 +1,64 @@
+"""The families and all their models: tiny ones, plain and implicit, with the same weights."""
+
+import torch
+import transformers
+from conftest import TINY, lively
+
+import imbert_hf
+
+
+# What differs from conftest.TINY: RoBERTa counts positions from behind its padding index.
+FAMILIES = {
+    "Bert": {},
+    "Roberta": {"max_position_embeddings": 66, "pad_token_id": 1},
+    "Electra": {"embedding_size": 16},
+}
+MODELS = [
+    path.rpartition(".IM")[2]
+    for family in FAMILIES
+    for auto_class, path in getattr(imbert_hf, f"IM{family}Config")().auto_map.items()
+    if auto_class != "AutoConfig"
+]
+
+
+def family_of(name):
+    """Bert for BertForMaskedLM."""
+    return next(family for family in FAMILIES if name.startswith(family))
+
+
+def config_of(name, **kwargs):
+    """The tiny implicit config of a model, or the plain one where `name` has no IM before it."""
+    family = family_of(name.removeprefix("IM"))
+    library = imbert_hf if name.startswith("IM") else transformers
+    prefix = "IM" if name.startswith("IM") else ""
+    return getattr(library, f"{prefix}{family}Config")(**{**TINY, **FAMILIES[family], **kwargs})
+
+
+def pair_of(name, **kwargs):
+    """A model of transformers, such as BertModel, and its implicit one with the same weights; fields of the latter."""
+    plain = lively(getattr(transformers, name)(config_of(name))).eval()
+    model = getattr(imbert_hf, f"IM{name}")(config_of(f"IM{name}", **kwargs)).eval()
+    model.load_state_dict(plain.state_dict())
+    return plain, model
+
+
+def inputs_for(name, batch):
+    """Inputs of a model and labels of its head; padded with the family's own token."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    batch = {**batch, "input_ids": ids.masked_fill(mask == 0, config_of(name).pad_token_id)}
+    rows = torch.arange(len(ids))
+    return {
+        "Model": batch,
+        "ForSequenceClassification": {**batch, "labels": rows % 2},
+        "ForTokenClassification": {**batch, "labels": ids % 2},
+        "ForQuestionAnswering": {**batch, "start_positions": rows, "end_positions": rows + 1},
+        "ForMultipleChoice": {**{k: v[None].repeat(2, 1, 1) for k, v in batch.items()}, "labels": rows[:2]},
+        "ForMaskedLM": {**batch, "labels": ids},
+        "ForNextSentencePrediction": {**batch, "labels": rows % 2},
+        "ForPreTraining": {**batch, "labels": ids, "next_sentence_label": rows % 2},
+    }[name.removeprefix(family_of(name))]
+
+
+def base_of(model):
+    """The encoder model of a head; itself where it has none."""
+    return getattr(model, model.base_model_prefix, model)

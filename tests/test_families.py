@@ -1,0 +1,177 @@
+"""Every model of every family against transformers' own with the same weights."""
+
+import inspect
+
+import pytest
+import torch
+import transformers
+from conftest import lively
+from families import FAMILIES, MODELS, base_of, config_of, family_of, inputs_for, pair_of
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
+
+import imbert_hf
+from imbert_hf import IMBertForSequenceClassification
+
+
+HEADS = [name for name in MODELS if name != f"{family_of(name)}Model"]
+EXACT = {
+    "no implicit layer": {"im_layers": []},
+    "no iteration": {"im_iterations": 0},
+    "theta 0": {"im_theta": 0.0},
+    "theta 0, another solver": {"im_theta": 0.0, "im_solver": "gradient_descent", "im_gradient": "unrolled"},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("setting", EXACT.values(), ids=EXACT)
+def test_exact_settings_are_the_family_bit_for_bit_with_dropout(name, setting, batch):
+    plain, model = pair_of(name, **setting)
+    kwargs = {**inputs_for(name, batch), "output_hidden_states": True}
+    for train in (False, True):
+        results = []
+        for m in (plain, model):
+            m.train(train).zero_grad()
+            torch.manual_seed(3)
+            outputs = m(**kwargs)
+            loss = outputs.loss if name in HEADS else outputs.last_hidden_state.square().mean()
+            loss.backward()
+            results.append((outputs.to_tuple(), {n: p.grad for n, p in m.named_parameters()}, torch.get_rng_state()))
+        expected, actual = results
+        torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=0)
+        torch.testing.assert_close(actual[1], expected[1], rtol=0, atol=0)
+        assert torch.equal(actual[2], expected[2])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_state_dicts_and_checkpoints_go_both_ways(name, tmp_path):
+    plain, model = pair_of(name)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(tmp_path / "plain")
+    loaded, info = type(model).from_pretrained(tmp_path / "plain", im_theta=0.0, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    torch.testing.assert_close(loaded.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    model.save_pretrained(tmp_path / "implicit")
+    back, info = type(plain).from_pretrained(tmp_path / "implicit", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    torch.testing.assert_close(back.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_headless_checkpoint_misses_the_head_alone(family, tmp_path):
+    head = getattr(imbert_hf, f"IM{family}ForSequenceClassification")
+    pair_of(f"{family}Model")[0].save_pretrained(tmp_path)
+    _, info = head.from_pretrained(tmp_path, output_loading_info=True)
+    assert {key.split(".")[0] for key in info["missing_keys"]} == {"classifier"}
+    assert {key.split(".")[0] for key in info["unexpected_keys"]} <= {"pooler"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tied_weights_stay_tied(family, tmp_path):
+    _, model = pair_of(f"{family}ForMaskedLM")
+    model.save_pretrained(tmp_path)
+    for one in (model, type(model).from_pretrained(tmp_path)):
+        assert one.get_output_embeddings().weight is one.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_forward_takes_and_returns_what_the_family_does_and_the_statistics(name, batch):
+    plain, model = pair_of(name)
+    signature = inspect.signature(model.forward)
+    assert [p for p in signature.parameters if p != "output_im_statistics"] == list(
+        inspect.signature(plain.forward).parameters
+    )
+    kwargs = inputs_for(name, batch)
+    outputs, expected = model(**kwargs), plain(**kwargs)
+    # ELECTRA's model declares this class and returns one with a cache, which is of no use here.
+    assert isinstance(outputs, BaseModelOutputWithCrossAttentions if name == "ElectraModel" else type(expected))
+    assert list(outputs) == list(expected)
+    assert outputs.im_residuals is None
+    assert outputs.im_iterations_used is None
+    model.config.im_layers = [0, 2]
+    told = model(**kwargs, output_im_statistics=True)
+    rows = 6 if name == "BertForMultipleChoice" else 3
+    assert len(told.im_residuals) == len(told.im_iterations_used) == 2
+    for residual, steps in zip(told.im_residuals, told.im_iterations_used, strict=True):
+        assert residual.shape == steps.shape == (rows,)
+        assert (residual > 0).all()
+        assert (steps == 3).all()
+    as_tuple = model(**kwargs, output_im_statistics=True, return_dict=False)
+    torch.testing.assert_close(as_tuple[0], told[0])
+    assert len(as_tuple) == len(told)
+    assert type(model(**kwargs, return_dict=False)) is tuple
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_solve_the_relation_of_the_familys_layers(family, batch):
+    name = f"{family}Model"
+    plain, model = pair_of(name, im_iterations=60, im_solver="anderson", im_theta=0.5, attn_implementation="eager")
+    plain, model = plain.double(), model.double()
+    plain.set_attn_implementation("eager")
+    inputs = inputs_for(name, batch)
+    real = inputs["attention_mask"].bool()
+    mask = torch.where(real, 0.0, -1e30).double()[:, None, None]
+    with torch.no_grad():
+        hidden = model(**inputs, output_hidden_states=True).hidden_states
+        for layer, x, y in zip(plain.encoder.layer, hidden, hidden[1:], strict=False):
+            fx, fy = layer(x, mask) - x, layer(y, mask) - y
+            torch.testing.assert_close(y[real], (x + (fx + fy) / 2)[real], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "one_step", "unrolled"])
+@pytest.mark.parametrize("family", ["Roberta", "Electra"])  # of BERT test_modeling asks more
+def test_training_reaches_every_parameter_that_the_family_trains(family, gradient, batch):
+    name = f"{family}ForSequenceClassification"
+    plain, model = pair_of(name, im_gradient=gradient, im_solver="anderson")
+    for m in (plain, model):
+        m.train()(**inputs_for(name, batch)).loss.backward()
+    trained = {n for n, p in plain.named_parameters() if p.grad is not None and p.grad.any()}
+    assert trained == {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_built_at_a_seed_has_the_weights_of_the_family(family):
+    states = []
+    for prefix, library in (("", transformers), ("IM", imbert_hf)):
+        name = f"{prefix}{family}ForSequenceClassification"
+        torch.manual_seed(0)
+        states.append(getattr(library, name)(config_of(name)).state_dict())
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto_classes(family):
+    config = AutoConfig.for_model(f"im{family.lower()}", num_hidden_layers=1)
+    assert type(config) is getattr(imbert_hf, f"IM{family}Config")
+    for name, reference in config.auto_map.items():
+        if name != "AutoConfig":
+            cls = getattr(imbert_hf, reference.split(".")[1])
+            assert getattr(transformers, name)._model_mapping[type(config)] is cls
+    model = AutoModelForSequenceClassification.from_config(config_of(f"IM{family}"))
+    assert type(model) is getattr(imbert_hf, f"IM{family}ForSequenceClassification")
+    assert type(base_of(model)) is getattr(imbert_hf, f"IM{family}Model")
+    assert {f"IM{family}Layer", f"{family}Embeddings"} <= set(model._no_split_modules)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_familys_own_checkpoints_are_loaded(family, tmp_path):
+    other = "bert" if family != "Bert" else "roberta"
+    AutoConfig.for_model(other).save_pretrained(tmp_path)
+    config = getattr(imbert_hf, f"IM{family}Config")
+    own = f"'{family.lower()}' and 'im{family.lower()}'"
+    with pytest.raises(ValueError, match=f"of model_type '{other}'; {config.__name__} loads {own}"):
+        config.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"model_type must be '{family.lower()}' or 'im{family.lower()}'"):
+        config(model_type=other)
+    with pytest.raises(ValueError, match=f"needs an {config.__name__}, got"):
+        getattr(imbert_hf, f"IM{family}Model")(AutoConfig.for_model(other))
+
+
+def test_class_swapping_leaves_no_plain_module():
+    model = lively(IMBertForSequenceClassification(config_of("IMBert")))
+    names = {type(module).__name__ for module in model.modules()}
+    assert {"IMBertModel", "IMBertLayer", "IMBertSelfAttention"} <= names
+    assert not {"BertModel", "BertLayer", "BertSelfAttention"} & names
