@@ -303,6 +303,8 @@ def implicit_step(
     if torch.is_grad_enabled() and hasattr(layer, "parameters"):
         parameters = tuple(p for p in layer.parameters() if p.requires_grad)
     tracked = torch.is_grad_enabled() and (x.requires_grad or parameters != ())
+    if iterations > 0 and theta > 0 and not x.is_meta:
+        _refuse_offloaded(layer, solver, parameters)
     with torch.set_grad_enabled(tracked):
         F = FixedMap(layer, x)
         mask = None if mask is None else mask.bool()
@@ -348,6 +350,20 @@ def implicit_step(
             parameters = _leaves(F(x.detach()))
         value = _Recomputed.apply(run, x, *parameters)
         return replace(solutions[0], value=value)
+
+
+def _refuse_offloaded(layer: Any, solver: Solver, parameters: tuple[Tensor, ...] | None) -> None:
+    """Weights on the meta device are elsewhere, and are here only while the module that holds them runs."""
+    if solver.needs_pullback and any(p.is_meta for p in getattr(layer, "parameters", list)()):
+        raise ValueError(
+            "im_solver 'gradient_descent' differentiates a layer inside the forward, which accelerate cannot do with "
+            "weights that it offloads; use 'fixed_point' or 'anderson', or keep the layers in memory (device_map)."
+        )
+    if parameters and getattr(layer, "training", True) and any(p.is_meta for p in parameters):
+        raise ValueError(
+            "A layer whose weights are offloaded (device_map) cannot be trained: they would get no gradient. Keep it in "
+            "memory, or freeze it."
+        )
 
 
 def _explicit(F: FixedMap, relation: Relation, value: Tensor, tolerance: float) -> Solution:
