@@ -18,10 +18,19 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from transformers import BertConfig, ElectraConfig, PretrainedConfig, RobertaConfig
+from transformers.models.auto import tokenization_auto
 
 
 # The release of this code. Every travelling file names it, and a checkpoint's config the one that wrote it.
 IM_VERSION = "0.1.0"
+
+# transformers 5.0 opens the tokenizer of a model type that this table lacks as one without token types, in silence.
+for _model_type, _tokenizer in (
+    ("imbert", "BertTokenizer"),
+    ("imroberta", "RobertaTokenizer"),
+    ("imelectra", "BertTokenizer"),
+):
+    getattr(tokenization_auto, "TOKENIZER_MAPPING_NAMES", {}).setdefault(_model_type, _tokenizer)
 
 
 def _auto_map(module: str, family: str, *heads: str) -> dict[str, str]:
