@@ -361,8 +361,8 @@ def _refuse_offloaded(layer: Any, solver: Solver, parameters: tuple[Tensor, ...]
         )
     if parameters and getattr(layer, "training", True) and any(p.is_meta for p in parameters):
         raise ValueError(
-            "A layer whose weights are offloaded (device_map) cannot be trained: they would get no gradient. Keep it in "
-            "memory, or freeze it."
+            "A layer whose weights are offloaded (device_map) cannot be trained: they would get no gradient. Keep it "
+            "in memory, or freeze it."
         )
 
 
