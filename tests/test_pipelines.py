@@ -1,0 +1,144 @@
+"""Every pipeline that transformers has for a head of BERT, opened by task name from a folder, as users do.
+
+Without an implicit layer it answers exactly what it answers for plain BERT; with the implicit connection it answers
+something else, and the same for a text alone as in a batch.
+"""
+
+import json
+import numbers
+
+import pytest
+import torch
+import transformers
+from classifiers import WORDS, labelled, tokenizer
+from conftest import bert_config, lively
+from test_checkpoints import run_stranger
+from transformers import pipeline
+
+import imbert_hf
+
+
+TEXTS = ["w1 w2 w3", "w4 w5 w6 w7 w8 w9 w10 w11", "w3", "w12 w13 w14 w15 w16"]
+NLI = labelled(["entailment", "neutral", "contradiction"])
+TAGS = labelled(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])
+# task: head, config, texts, options of the call
+TASKS = {
+    "text-classification": ("ForSequenceClassification", labelled(["bad", "fair", "good"]), TEXTS, {"top_k": None}),
+    "token-classification": ("ForTokenClassification", TAGS, TEXTS, {"aggregation_strategy": "simple"}),
+    "fill-mask": ("ForMaskedLM", {}, [f"{text} [MASK] w20" for text in TEXTS], {"top_k": 5}),
+    "feature-extraction": ("Model", {}, TEXTS, {}),
+    "zero-shot-classification": (
+        "ForSequenceClassification",
+        NLI,
+        TEXTS,
+        {"candidate_labels": ["w30", "w31 w32"], "hypothesis_template": "w40 {} w41"},
+    ),
+}
+CONNECTIONS = {
+    "fixed_point": {},
+    "anderson to a tolerance": {"im_solver": "anderson", "im_iterations": 40, "im_tolerance": 1e-4},
+    "gradient_descent, some layers": {"im_solver": "gradient_descent", "im_learning_rate": 0.02, "im_layers": [0, 2]},
+}
+
+
+def save_both(folder, head, **config):
+    """The folders of a BERT and of an IM-BERT with its weights, each with a tokenizer."""
+    torch.manual_seed(0)
+    bert = lively(getattr(transformers, f"Bert{head}")(bert_config(**config)))
+    bert.save_pretrained(folder / "bert")
+    model = getattr(imbert_hf, f"IMBert{head}").from_pretrained(folder / "bert")
+    model.save_pretrained(folder / "imbert")
+    for name in ("bert", "imbert"):
+        tokenizer().save_pretrained(folder / name)
+    return folder / "bert", folder / "imbert"
+
+
+def assert_alike(actual, expected, tolerance, where="answer"):
+    """The same structure, labels and words, and numbers that differ by at most `tolerance`."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), where
+        for key in expected:
+            assert_alike(actual[key], expected[key], tolerance, f"{where}.{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(actual) == len(expected), where
+        for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_alike(one, other, tolerance, f"{where}[{i}]")
+    elif isinstance(expected, numbers.Real):
+        assert abs(actual - expected) <= tolerance, (where, actual, expected)
+    else:
+        assert actual == expected, where
+
+
+def test_pairs_keep_their_token_types_with_and_without_the_package(tmp_path):
+    """A tokenizer opened by a model type that transformers does not know forgets them, and the answers are others."""
+    bert, imbert = save_both(tmp_path, "ForSequenceClassification", **NLI)
+    pair = ("w1 w2", "w3 w4")
+    expected = dict(transformers.AutoTokenizer.from_pretrained(bert)(*pair))
+    assert dict(transformers.AutoTokenizer.from_pretrained(imbert)(*pair)) == expected
+    code = f"""
+import json
+tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=True)
+pipe = pipeline("zero-shot-classification", model=source, trust_remote_code=True, device="cpu")
+assert dict(pipe.tokenizer{pair}) == dict(tokenizer{pair})
+print(json.dumps([dict(tokenizer{pair}), pipe("w1 w2", candidate_labels=["w3", "w4"])]))
+"""
+    encoding, answer = json.loads(run_stranger(code, imbert, "-", modules=tmp_path / "modules"))
+    assert encoding == expected
+    pipe = pipeline("zero-shot-classification", model=str(imbert), device="cpu")
+    assert_alike(answer, pipe("w1 w2", candidate_labels=["w3", "w4"]), 1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_pipeline(task, tmp_path):
+    head, config, texts, call = TASKS[task]
+    bert, imbert = save_both(tmp_path, head, **config)
+
+    def answers(folder, **fields):
+        pipe = pipeline(task, model=str(folder), device="cpu", model_kwargs=fields)
+        assert type(pipe.model).__name__ == ("IMBert" if folder == imbert else "Bert") + head
+        alone = [pipe(text, **call) for text in texts]
+        if task == "feature-extraction":  # a batch holds states of padding too
+            batched = pipe(texts, batch_size=3, **call)
+            return alone, [[b[0][: len(a[0])]] for a, b in zip(alone, batched, strict=True)]
+        return alone, pipe(texts, batch_size=3, **call)
+
+    plain = answers(bert)
+    assert_alike(answers(imbert, im_layers=[]), plain, 0)
+    for connection in CONNECTIONS.values():
+        alone, batched = answers(imbert, **connection)
+        assert_alike(batched, alone, 1e-4 if connection.get("im_solver") == "gradient_descent" else 1e-5)
+        with pytest.raises(AssertionError):
+            assert_alike(alone, plain[0], 1e-4)
+
+
+def best_span(model, question, context, padding=False, max_words=5):
+    """The most probable answer and the logit of its span: extractive question answering as BERT does it."""
+    tokens = tokenizer()
+    inputs = tokens(question, context, return_tensors="pt", padding="max_length" if padding else False)
+    with torch.no_grad():
+        outputs = model(**inputs)
+    in_context = inputs["token_type_ids"][0].bool() & (inputs["input_ids"][0] != tokens.sep_token_id)
+    start = outputs.start_logits[0].masked_fill(~in_context, -torch.inf)
+    end = outputs.end_logits[0].masked_fill(~in_context, -torch.inf)
+    scores = start[:, None] + end
+    allowed = torch.ones_like(scores).triu().tril(max_words - 1).bool()
+    best = scores.masked_fill(~allowed, -torch.inf).flatten().argmax().item()
+    i, j = divmod(best, len(start))
+    return tokens.decode(inputs["input_ids"][0, i : j + 1]), scores[i, j].item()
+
+
+def test_question_answering(tmp_path):
+    """By hand: its pipeline is gone from transformers."""
+    bert, imbert = save_both(tmp_path, "ForQuestionAnswering")
+    question, context = "w1 w2", " ".join(WORDS[10:30])
+    plain = best_span(transformers.AutoModelForQuestionAnswering.from_pretrained(bert), question, context)
+    auto = transformers.AutoModelForQuestionAnswering
+    assert best_span(auto.from_pretrained(imbert, im_layers=[]), question, context) == plain
+    assert plain[0] in context
+    for connection in CONNECTIONS.values():
+        model = auto.from_pretrained(imbert, **connection)
+        alone, padded = (best_span(model, question, context, padding) for padding in (False, True))
+        assert alone[0] == padded[0]
+        assert alone[0] in context
+        assert alone[1] == pytest.approx(padded[1], abs=1e-4)
+        assert alone[1] != pytest.approx(plain[1], abs=1e-3)
