@@ -93,19 +93,23 @@ def test_a_pipeline(task, tmp_path):
     head, config, texts, call = TASKS[task]
     bert, imbert = save_both(tmp_path, head, **config)
 
-    def answers(folder, **fields):
-        pipe = pipeline(task, model=str(folder), device="cpu", model_kwargs=fields)
-        assert type(pipe.model).__name__ == ("IMBert" if folder == imbert else "Bert") + head
+    def answers(pipe):
         alone = [pipe(text, **call) for text in texts]
         if task == "feature-extraction":  # a batch holds states of padding too
             batched = pipe(texts, batch_size=3, **call)
             return alone, [[b[0][: len(a[0])]] for a, b in zip(alone, batched, strict=True)]
         return alone, pipe(texts, batch_size=3, **call)
 
-    plain = answers(bert)
-    assert_alike(answers(imbert, im_layers=[]), plain, 0)
+    pipe = pipeline(task, model=str(bert), device="cpu")
+    assert type(pipe.model).__name__ == f"Bert{head}"
+    plain = answers(pipe)
+    pipe = pipeline(task, model=str(imbert), device="cpu", model_kwargs={"im_layers": []})
+    assert type(pipe.model).__name__ == f"IMBert{head}"
+    assert_alike(answers(pipe), plain, 0)
     for connection in CONNECTIONS.values():
-        alone, batched = answers(imbert, **connection)
+        for name, value in {"im_layers": "all", "im_tolerance": 0.0, **connection}.items():
+            setattr(pipe.model.config, name, value)  # read at every forward
+        alone, batched = answers(pipe)
         assert_alike(batched, alone, 1e-4 if connection.get("im_solver") == "gradient_descent" else 1e-5)
         with pytest.raises(AssertionError):
             assert_alike(alone, plain[0], 1e-4)
