@@ -1,0 +1,236 @@
+"""PEFT: LoRA on the query and value projections, trained, differentiated, saved, loaded and merged."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from conftest import bert_config, imbert_config, lively
+from test_checkpoints import run_stranger
+from test_modeling import PAIRS
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, Trainer, TrainingArguments
+
+from imbert_hf import IMBertForSequenceClassification
+
+
+peft = pytest.importorskip("peft")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true"),  # the Trainer's, without an accelerator
+    # It has another name from some 5.x on; the old one, which PEFT asks for too, serves both ends of the range.
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
+]
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+GRADIENTS = ("implicit", "one_step", "unrolled")
+
+
+def lora(model, dropout=0.1, **kwargs):
+    config = peft.LoraConfig(
+        **{"task_type": "SEQ_CLS", "target_modules": ["query", "value"], "r": 4, "lora_dropout": dropout, **kwargs}
+    )
+    return peft.get_peft_model(model, config)
+
+
+def lively_lora(dropout=0.1, **kwargs):
+    """With B away from 0, where it begins and where A has no gradient."""
+    return lively(lora(IMBertForSequenceClassification(imbert_config(**kwargs)), dropout))
+
+
+def rows(n=32):
+    """Label 1 where the first word is of the vocabulary's upper half."""
+    ids = torch.randint(5, 99, (n, 8), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": int(row[0] > 52)} for row in ids]
+
+
+def loss_of(model, batch):
+    torch.manual_seed(5)
+    return model(**batch, labels=torch.tensor([0, 1, 1])).loss
+
+
+def parameter_gradients(model, batch):
+    model.zero_grad()
+    loss_of(model, batch).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("gradient", "checkpointing"), [("implicit", False), ("one_step", False), ("unrolled", False), ("implicit", True)]
+)
+def test_the_trainer_trains_adapter_and_classifier_alone(gradient, checkpointing, tmp_path):
+    torch.manual_seed(0)
+    model = lora(lively(IMBertForSequenceClassification(imbert_config(im_gradient=gradient))))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=10,
+        learning_rate=2e-2,
+        per_device_train_batch_size=16,
+        gradient_checkpointing=checkpointing,
+        report_to=[],
+        use_cpu=True,
+    )
+    trainer = Trainer(model, arguments, train_dataset=rows(), eval_dataset=rows())
+    start = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.9 * start
+    trained = {name for name in before if "lora_" in name or "classifier.modules_to_save" in name}
+    assert len([name for name in trained if "lora_" in name]) == 3 * 2 * 2  # layers, projections, A and B
+    assert {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)} == trained
+
+
+@pytest.mark.parametrize("theta", [0.0, 1.0])
+def test_at_theta_0_it_is_lora_on_bert_bit_for_bit(theta, batch):
+    plain, ours = BertForSequenceClassification(bert_config()), IMBertForSequenceClassification(imbert_config())
+    ours.load_state_dict(plain.state_dict())
+    ours.config.im_theta = theta
+    bert, imbert = (parameter_gradients(lively(lora(model)).train(), batch) for model in (plain, ours))
+    assert bert.keys() == imbert.keys()
+    assert all(torch.equal(imbert[name], grad) for name, grad in bert.items()) == (theta == 0)
+
+
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_the_adapter_draws_its_dropout_once_a_solve(solver, gradient, batch):
+    model = lively_lora(0.5, im_solver=solver, im_gradient=gradient, **NO_DROPOUT).train()
+    drawn = {}
+
+    def record(module, args, output):
+        drawn.setdefault(module, []).append(output.detach() != 0)
+
+    dropouts = [m for name, m in model.named_modules() if "lora_dropout.default" in name]
+    for module in dropouts:
+        module.register_forward_hook(record)
+    parameter_gradients(model, batch)
+    first = [masks[0] for masks in drawn.values()]
+    assert len(dropouts) == len(drawn) == 6
+    for masks in drawn.values():
+        assert len(masks) >= 4
+        assert all(torch.equal(mask, masks[0]) for mask in masks)
+        assert 0.3 < masks[0].float().mean() < 0.7
+    assert not any(torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_implicit_gradient_is_that_of_finite_differences_and_of_unrolling(dropout, batch):
+    solved = {"im_solver": "anderson", "im_iterations": 20, "im_anderson_memory": 5, "im_step_size": 0.5}
+    model = lively_lora(dropout, **solved, **({} if dropout else NO_DROPOUT)).double().train()
+    implicit = parameter_gradients(model, batch)
+    assert all(grad.norm() > 1e-5 for grad in implicit.values())
+
+    generator = torch.Generator().manual_seed(2)
+    factors = {name: p for name, p in model.named_parameters() if "lora_" in name}
+    for factor in ("lora_A", "lora_B"):
+        direction = {n: torch.randn(p.shape, generator=generator).double() for n, p in factors.items() if factor in n}
+        losses = []
+        for shift in (1e-5, -2e-5, 1e-5):
+            with torch.no_grad():
+                for name, d in direction.items():
+                    factors[name] += shift * d
+                losses.append(loss_of(model, batch).item())
+        slope = sum((implicit[name] * d).sum().item() for name, d in direction.items())
+        assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+    model.config.im_gradient = "unrolled"
+    torch.testing.assert_close(parameter_gradients(model, batch), implicit, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(gradient, reentrant, batch):
+    model = lively_lora(im_gradient=gradient).train()
+    expected = parameter_gradients(model, batch)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    actual = parameter_gradients(model, batch)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.fixture
+def saved(tmp_path, batch):
+    """Folders of a base and of its adapter, with the logits of both together."""
+    base = lively(IMBertForSequenceClassification(imbert_config(im_solver="anderson")))
+    base.save_pretrained(tmp_path / "base")
+    model = lora(IMBertForSequenceClassification.from_pretrained(tmp_path / "base"))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+        logits = model.eval()(**batch).logits
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "base", tmp_path / "adapter", logits
+
+
+@torch.no_grad()
+def test_a_saved_adapter_loads_onto_a_fresh_base_and_merges(saved, batch, tmp_path):
+    base_folder, adapter, logits = saved
+    base = IMBertForSequenceClassification.from_pretrained(base_folder)
+    plain = base.eval()(**batch).logits
+    model = peft.PeftModel.from_pretrained(base, adapter).eval()
+    torch.testing.assert_close(model(**batch).logits, logits, rtol=0, atol=0)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(**batch).logits, plain, rtol=0, atol=0)
+    assert (logits - plain).abs().max() > 1e-2
+
+    merged = model.merge_and_unload()
+    assert type(merged) is IMBertForSequenceClassification
+    torch.testing.assert_close(merged(**batch).logits, logits, rtol=0, atol=1e-5)
+    merged.save_pretrained(tmp_path / "merged")
+    again, info = IMBertForSequenceClassification.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    torch.testing.assert_close(again(**batch).logits, merged(**batch).logits, rtol=0, atol=0)
+
+
+OPENERS = {
+    "peft": peft.AutoPeftModelForSequenceClassification,
+    "transformers": pytest.param(
+        AutoModelForSequenceClassification,
+        marks=pytest.mark.skipif(
+            transformers.__version__ == "5.0.0", reason="transformers 5.0.0 loads no adapter of plain BERT either"
+        ),
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS)
+def test_the_folder_of_the_adapter_opens_with_its_base(opener, saved, batch):
+    _, adapter, logits = saved
+    torch.testing.assert_close(opener.from_pretrained(adapter).eval()(**batch).logits, logits, rtol=0, atol=1e-6)
+
+
+def test_a_stranger_loads_base_and_adapter(saved, batch, tmp_path):
+    base, adapter, logits = saved
+    code = """
+import json, peft
+batch = {name: torch.tensor(rows) for name, rows in json.loads(sys.argv[3]).items()}
+base = AutoModelForSequenceClassification.from_pretrained(source, trust_remote_code=True)
+model = peft.PeftModel.from_pretrained(base, target)
+auto = peft.AutoPeftModelForSequenceClassification.from_pretrained(target, trust_remote_code=True)
+assert type(base).__module__.startswith("transformers_modules."), type(base)
+with torch.no_grad():
+    print(json.dumps([m.eval()(**batch).logits.tolist() for m in (model, auto, model.merge_and_unload())]))
+"""
+    values = json.dumps({name: rows.tolist() for name, rows in batch.items()})
+    for found in json.loads(run_stranger(code, base, adapter, values, modules=tmp_path / "modules")):
+        torch.testing.assert_close(torch.tensor(found), logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_of_one_batch_take_different_adapters(saved, batch):
+    base, adapter, _ = saved
+    model = peft.PeftModel.from_pretrained(
+        IMBertForSequenceClassification.from_pretrained(base, im_tolerance=1e-2, im_iterations=12), adapter
+    ).eval()
+    with model.disable_adapter():
+        plain = model(**batch).logits
+    adapted = model(**batch).logits
+    names = ["__base__", "default", "__base__"]
+    mixed = model(**batch, adapter_names=names).logits
+    expected = torch.stack([(adapted if name == "default" else plain)[i] for i, name in enumerate(names)])
+    torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-5)
+
+
+def test_prefix_tuning_is_refused(batch):
+    config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
+    model = peft.get_peft_model(IMBertForSequenceClassification(imbert_config()), config)
+    with pytest.raises(ValueError, match="past_key_values must be None for IM-BERT"):
+        model(**batch)
