@@ -38,7 +38,7 @@ class _Carry(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value, weights, *carriers):
         ctx.weights = weights
-        return value.view_as(value)
+        return value.detach()
 
     @staticmethod
     def backward(ctx, v):
@@ -171,7 +171,7 @@ class _ImplicitGradient(torch.autograd.Function):
     def forward(ctx, value, b, adjoint, *parameters):
         ctx.save_for_backward(value)
         ctx.adjoint = adjoint  # holds the parameters: checkpointing would hand saved ones back as detached copies
-        return value.view_as(value)
+        return value.detach()
 
     @staticmethod
     @once_differentiable
