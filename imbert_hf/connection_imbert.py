@@ -97,6 +97,10 @@ class LayerMap:
         part.args = (mask if mask is None or len(mask) == 1 else mask[rows], *rest)
         return part
 
+    def modules(self) -> list[nn.Module]:
+        """What an evaluation calls, hooks and all: the parts of the layer."""
+        return [*self.layer.modules()][1:]
+
     def parameters(self) -> list[Tensor]:
         # Replicas of DataParallel hold theirs under another name.
         return [

@@ -12,7 +12,7 @@ implicit function theorem a cotangent v of y reaches b as w / c, and F's paramet
 This file travels with every checkpoint: it imports torch, the standard library and its sisters alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -302,6 +302,8 @@ def implicit_step(
     parameters = None
     if torch.is_grad_enabled() and hasattr(layer, "parameters"):
         parameters = tuple(p for p in layer.parameters() if p.requires_grad)
+        if solver.needs_pullback or gradient.needs_parameters:
+            _refuse_sharded_parts(layer.modules())
     tracked = torch.is_grad_enabled() and (x.requires_grad or parameters != ())
     if iterations > 0 and theta > 0 and not x.is_meta:
         _refuse_offloaded(layer, solver, parameters)
@@ -374,6 +376,17 @@ def _explicit(F: FixedMap, relation: Relation, value: Tensor, tolerance: float) 
         return relation.relative_residual(value, F(value) if relation.s else torch.zeros_like(value))
 
     return Solution(value, steps, relation.norm(value).isfinite(), tolerance, measure)
+
+
+def _refuse_sharded_parts(modules: Iterable[Any]) -> None:
+    # They hold their parameters within their own call alone: others would get no gradient, and no error tell.
+    for module in modules:
+        if hasattr(module, "set_reshard_after_forward"):
+            raise ValueError(
+                f"fully_shard was called on {type(module).__name__.removeprefix('FSDP')}, a part of an implicit layer; "
+                "the solver gradient_descent and the gradient mode 'implicit' need the parameters of a layer together. "
+                "Call it on whole layers, or take fixed_point or anderson with 'one_step' or 'unrolled'."
+            )
 
 
 def _check(x, vector_field, step_size, theta, initial_guess, iterations, tolerance, mask) -> None:
