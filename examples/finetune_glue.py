@@ -258,6 +258,9 @@ def load_model(
     # or last checkpoint. A model made here is saved under its own names.
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
+    # BERT's loss is the mean of a batch whatever the Trainer hands it. The Trainer takes it for a sum over the global
+    # batch, already divided by its size, unless told: gradients came out times the processes and accumulation steps.
+    model.accepts_loss_kwargs = False
     return model, tokenizer
 
 
