@@ -1,0 +1,200 @@
+"""More than one process: plain loops under DDP and FSDP2, and examples/finetune_glue.py under torchrun and accelerate.
+
+Every process runs on this machine's CPU and speaks gloo.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import classifiers
+import distributed_worker as worker
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+pytest.importorskip("accelerate")
+pytest.importorskip("datasets")
+pytest.importorskip("sklearn")
+psutil = pytest.importorskip("psutil")
+
+from test_finetune_glue import SCRIPT, glue, pytestmark, results_of  # noqa: E402, F401
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCHRUN, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"  # what the commands of these names run
+
+
+def run_together(folder, *commands, timeout=300):
+    """Runs modules, each with its arguments, at once. Where one fails or time is up, all end, and what they started."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
+    logs = [folder / f"{i}.log" for i in range(len(commands))]
+    processes = []
+    try:
+        for words, log in zip(commands, logs, strict=True):
+            command = [sys.executable, "-m", *map(str, words)]
+            with log.open("w") as file:
+                processes.append(
+                    subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, env=os.environ | environment)
+                )
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            codes = [process.poll() for process in processes]
+            if None not in codes or any(codes):
+                break
+            time.sleep(0.1)
+        codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in (*psutil.Process(process.pid).children(recursive=True), process):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.kill()
+            process.wait()
+    # A code is None where time was up.
+    assert all(code == 0 for code in codes), codes + [f"{log}: {log.read_text()[-3000:]}" for log in logs]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes came to: (way, gradient, solver) -> losses, weights, gradients, or a sentence."""
+    folder = tmp_path_factory.mktemp("together")
+    script = Path(worker.__file__)
+    run_together(folder, (TORCHRUN, "--standalone", "--nproc_per_node", 2, script, folder / "results.pt"))
+    return torch.load(folder / "results.pt")
+
+
+alone = cache(worker.train)
+
+
+def assert_close(first, second):
+    torch.testing.assert_close(first[0], second[0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(first[1], second[1], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("way", [way for way in worker.WAYS if "dropout" not in way and "parts" not in way])
+def test_two_processes_equal_one(way, together):
+    for gradient, solver in itertools.product(worker.GRADIENTS, worker.SOLVERS):
+        losses, weights, gradients = together[way, gradient, solver]
+        assert_close((losses, weights), alone(gradient, solver))
+        if way.startswith("ddp"):
+            assert gradients == dict.fromkeys(weights, worker.STEPS)
+
+
+def test_dropout_is_the_same_under_ddp_and_fsdp2(together):
+    for gradient in worker.GRADIENTS:
+        with_ddp = together["ddp with dropout", gradient, "anderson"]
+        assert_close(together["fsdp2 with dropout", gradient, "anderson"], with_ddp)
+        assert not torch.allclose(with_ddp[0], together["ddp", gradient, "anderson"][0], rtol=0, atol=1e-3)
+
+
+def test_fsdp2_of_parts_of_a_layer(together):
+    """A part has its parameters in its own call alone: what differentiates the layer inside the solve is refused."""
+    for gradient, solver in itertools.product(worker.GRADIENTS, worker.SOLVERS):
+        result = together["fsdp2 of parts", gradient, solver]
+        if gradient == "implicit" or solver == "gradient_descent":
+            assert result.startswith("fully_shard was called on BertAttention, a part of an implicit layer; ")
+        else:
+            assert_close(result, alone(gradient, solver))
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """A folder with a model and data, and a function from an output folder and more to the example's arguments."""
+    folder = tmp_path_factory.mktemp("glue")
+    classifiers.save(folder / "bert", classifiers.bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    draw = random.Random(0)
+    (folder / "sst2").mkdir()
+    for split, rows in {"train": 24, "validation": 16}.items():
+        texts = [" ".join(draw.choices(classifiers.WORDS, k=draw.randint(2, 8))) for _ in range(rows)]
+        lines = [json.dumps({"sentence": text, "label": i % 2}) for i, text in enumerate(texts)]
+        (folder / "sst2" / f"{split}.jsonl").write_text("\n".join(lines))
+
+    def command(out, *more, processes):
+        settings = {
+            "model_name_or_path": folder / "bert",
+            "data_dir": folder,
+            "task": "sst2",
+            "max_seq_length": 32,
+            "im_iterations": 2,
+            "output_dir": out,
+            "per_device_train_batch_size": 8 // processes,
+            "per_device_eval_batch_size": 8 // processes,
+            "num_train_epochs": 2,
+            "optim": "sgd",
+            "learning_rate": 0.1,
+            "logging_steps": 1,
+            "save_total_limit": 2,
+            "load_best_model_at_end": False,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        return [*words, "--use_cpu", *more]
+
+    return folder, command
+
+
+@pytest.fixture(scope="module")
+def runs(example):
+    """Folders of the example's run on one process, and of that on two nodes of one process, each with its own disk."""
+    folder, arguments = example
+    glue.main(arguments(folder / "one", processes=1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "glue"]
+    node = (TORCHRUN, "--nnodes", 2, "--nproc_per_node", 1, *rendezvous, SCRIPT)
+    disks = [folder / "node0", folder / "node1"]
+    run_together(folder, *((*node, *arguments(disk, processes=2)) for disk in disks))
+    return folder / "one", *sorted(disks, key=lambda disk: not (disk / "results.json").exists())
+
+
+def assert_same_run(first, second):
+    weights, others = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    torch.testing.assert_close(others, weights, rtol=0, atol=2e-6)
+    results, others = results_of(first), results_of(second)
+    for name in ("rows", "seed", "steps", "im_fields"):
+        assert others[name] == results[name]
+    for name in ("loss", "accuracy"):
+        assert others["metrics"]["validation"][name] == pytest.approx(results["metrics"]["validation"][name], abs=2e-6)
+    for name in ("loss", "grad_norm", "eval_loss", "learning_rate"):
+        assert [e[name] for e in others["history"] if name in e] == pytest.approx(
+            [e[name] for e in results["history"] if name in e], rel=1e-5, abs=2e-6
+        )
+
+
+def test_the_example_with_accumulated_gradients(example, runs):
+    folder, arguments = example
+    glue.main(arguments(folder / "accumulated", "--gradient_accumulation_steps", "2", processes=2))
+    assert_same_run(runs[0], folder / "accumulated")
+
+
+def test_the_example_on_two_nodes(runs):
+    one, first, second = runs
+    assert_same_run(one, first)
+    assert {file.name for file in first.iterdir()} == {file.name for file in one.iterdir()}
+    # Beside the state of its random numbers, which the Trainer keeps for each process, only rank 0 writes.
+    assert {file.name for file in second.rglob("*") if file.is_file()} == {"rng_state_1.pth"}
+
+
+def test_the_example_resumed_under_accelerate(example, runs):
+    folder, arguments = example
+    one, *disks = runs
+    for disk in disks:
+        shutil.copytree(disk / "checkpoint-3", folder / "resumed" / "checkpoint-3", dirs_exist_ok=True)
+    words = arguments(folder / "resumed", "--resume_from_checkpoint", "last", processes=2)
+    run_together(folder, (ACCELERATE, "--multi_gpu", "--num_processes", 2, SCRIPT, *words))
+    assert results_of(folder / "resumed")["steps_timed"] == 3
+    assert_same_run(one, folder / "resumed")
