@@ -1,7 +1,7 @@
 """A stand-in for the Hub's server on this machine: it keeps what is pushed, serves it, and notes every call.
 
-It shows what is sent and that those bytes load by repository id. It does not show the real Hub's authentication, xet
-storage or checks.
+It shows what is sent, that those bytes load by repository id and revision, and what a client does when the server
+fails. It does not show the real Hub's authentication, xet storage or checks.
 """
 
 import base64
@@ -13,45 +13,79 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+
+TOKEN = "hf_stand_in"
+BREAK = "break"  # a fault: the connection is closed when half of the request has been read
+
+
+@dataclass
+class Repo:
+    """Attributes: commits, name -> path -> bytes, in order; branches, name -> its last commit."""
+
+    private: bool
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.commit("main", {})  # the Hub's repositories start with a commit of their own
+
+    def commit(self, branch: str, files: dict[str, bytes]) -> str:
+        parent = self.branches.get(branch, "")
+        files = self.commits.get(parent, {}) | files
+        name = hashlib.sha1(repr((parent, branch, sorted(files.items()))).encode()).hexdigest()
+        self.commits[name] = files
+        self.branches[branch] = name
+        return name
 
 
 class Hub(ThreadingHTTPServer):
-    """Files of repositories in memory.
+    """Repositories in memory. Writing, and reading what is private, takes the token.
 
     Attributes:
-        files: repository id -> path -> bytes, of all its commits; there is one branch, whatever its name.
+        repos: repository id -> Repo.
         commits: (repository id, paths of that commit), in order.
         calls: "METHOD what" of every request, in order.
+        refused: those of them that were answered with 401.
+        faults: "METHOD what" -> iterator of what its next requests meet: a status of HTTP, BREAK, or None for nothing.
     """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[str, dict[str, bytes]] = {}
+        self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.commits: list[tuple[str, list[str]]] = []
         self.calls: list[str] = []
+        self.refused: list[str] = []
+        self.faults: dict[str, Iterator[int | str | None]] = {}
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def environment(self, home: Any) -> dict[str, str]:
+    @property
+    def files(self) -> dict[str, dict[str, bytes]]:
+        """Repository id -> path -> bytes, of the branch main."""
+        return {name: repo.commits[repo.branches["main"]] for name, repo in self.repos.items()}
+
+    def environment(self, home: Any, token: str | None = TOKEN) -> dict[str, str]:
         """Variables with which a process takes this for the Hub; `home` is an empty folder for its cache."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "PYTHONPATH"}
-        return kept | {
+        own = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
-            "HF_TOKEN": "hf_stand_in",
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "OMP_NUM_THREADS": "1",
         }
+        return kept | own | ({"HF_TOKEN": token} if token else {})
 
 
 @contextlib.contextmanager
@@ -71,94 +105,125 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Hub
 
-    def do_POST(self) -> None:
+    def _handle(self) -> None:
+        what, answer, values = self._route()
+        call = f"{self.command} {what}"
+        self.server.calls.append(call)
+        fault = next(self.server.faults.get(call, iter(())), None)
+        if fault == BREAK:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+            self.close_connection = True
+            return
         body = self._body()
-        path = urlsplit(self.path).path
-        if path == "/api/repos/create":
-            self._note("create")
-            asked = json.loads(body)
-            repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
-            self.server.files.setdefault(repo, {})
-            self._json({"url": f"{self.server.url}/{repo}", "name": repo})
-        elif path == "/api/validate-yaml":
-            self._note("validate-yaml")
-            self._json({"errors": [], "warnings": []})
-        elif match := re.fullmatch("/api/models/(.+)/preupload/(.+)", path):
-            self._note("preupload")
-            files = [
-                {"path": f["path"], "shouldIgnore": False}
-                | {"uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular"}
-                for f in json.loads(body)["files"]
-            ]
-            self._json({"files": files})
-        elif path.endswith("/info/lfs/objects/batch"):
-            self._note("LFS batch")
-            objects = [
-                {"oid": o["oid"], "size": o["size"]}
-                | {"actions": {a: {"href": f"{self.server.url}/{a}/{o['oid']}"} for a in ("upload", "verify")}}
-                for o in json.loads(body)["objects"]
-            ]
-            self._json({"transfer": "basic", "objects": objects})
-        elif path.startswith("/verify/"):
-            self._note("verify")
-            known = json.loads(body)["oid"] in self.server.blobs
-            self._json({}, 200 if known else 404)
-        elif "/branch/" in path:
-            self._note("branch")
-            self._json({})
-        elif match := re.fullmatch("/api/models/(.+)/commit/(.+)", path):
-            self._note("commit" if match[2] == "main" else f"commit to {match[2]}")
-            self._commit(match[1], [json.loads(line) for line in body.splitlines()])
+        if fault is not None:
+            self._json({"error": f"made to fail with {fault}"}, fault)
+        elif self._is_locked(values.get("repo")) and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.server.refused.append(call)
+            self._send(401, b"", {"X-Error-Message": "Invalid username or password."})
         else:
-            self._note(path)
-            self._send(404, b"")
+            answer(self, body, **values)
 
-    def do_PUT(self) -> None:
-        self._note("LFS file")
-        content = self._body()
-        oid = hashlib.sha256(content).hexdigest()
-        self.server.blobs[oid] = content
-        self._send(200 if self.path.endswith(oid) else 400, b"")
+    do_GET = do_HEAD = do_POST = do_PUT = _handle
 
-    def do_GET(self) -> None:
+    def _route(self) -> tuple[str, Any, dict[str, Any]]:
+        """What is asked for, the method that answers, and its arguments."""
         path = urlsplit(self.path).path
-        if match := re.fullmatch("/(.+/.+)/resolve/[^/]+/(.+)", path):
-            self._note(match[2])
-            content = self.server.files.get(match[1], {}).get(match[2])
-            if content is None:
-                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-            else:
-                self._send(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'})
-        elif (match := re.fullmatch("/api/models/(.+?/.+?)(/(tree|revision)/[^/]+)?", path)) and match[
-            1
-        ] in self.server.files:
-            self._note(f"model {match[3] or 'info'}")
-            files = self.server.files[match[1]]
-            tree = [{"type": "file", "path": p, "size": len(c), "oid": _commit_of(files)} for p, c in files.items()]
-            info = {"id": match[1], "sha": _commit_of(files), "siblings": [{"rfilename": p} for p in files], "tags": []}
-            self._json(tree if match[3] == "tree" else info)
-        else:
-            self._note(path)
-            self._send(404, b"", {"X-Error-Code": "EntryNotFound" if "/tree/" in path else "RepoNotFound"})
+        method = "GET" if self.command == "HEAD" else self.command
+        for wanted, pattern, what, answer in _ROUTES:
+            if wanted == method and (match := re.fullmatch(pattern, path)):
+                values = {name: value and unquote(value) for name, value in match.groupdict().items()}
+                return what.format_map(values).removesuffix(" to main"), answer, values
+        return path, _Handler._unknown, {}
 
-    do_HEAD = do_GET
+    def _is_locked(self, repo: str | None) -> bool:
+        if self.command == "POST":
+            return repo is not None or self.path == "/api/repos/create"
+        return repo in self.server.repos and self.server.repos[repo].private
 
-    def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
-        sent = {
-            line["value"]["path"]: base64.b64decode(line["value"]["content"])
-            if line["key"] == "file"
-            else self.server.blobs[line["value"]["oid"]]
-            for line in lines
-            if line["key"] in ("file", "lfsFile")
-        }
-        files = self.server.files[repo]
-        files |= sent
+    def _create(self, body: bytes) -> None:
+        asked = json.loads(body)
+        repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        known = repo in self.server.repos
+        if not known:
+            self.server.repos[repo] = Repo(private=asked.get("visibility") == "private" or asked.get("private") is True)
+        self._json({"url": f"{self.server.url}/{repo}", "name": repo}, 409 if known else 200)
+
+    def _validate_yaml(self, body: bytes) -> None:
+        self._json({"errors": [], "warnings": []})
+
+    def _preupload(self, body: bytes, repo: str, revision: str) -> None:
+        files = [
+            {"path": f["path"], "shouldIgnore": False}
+            | {"uploadMode": "lfs" if f["path"].endswith((".safetensors", ".bin")) else "regular"}
+            for f in json.loads(body)["files"]
+        ]
+        self._json({"files": files})
+
+    def _lfs_batch(self, body: bytes, repo: str) -> None:
+        objects = [
+            {"oid": o["oid"], "size": o["size"]}
+            | {"actions": {a: {"href": f"{self.server.url}/{a}/{o['oid']}"} for a in ("upload", "verify")}}
+            for o in json.loads(body)["objects"]
+        ]
+        self._json({"transfer": "basic", "objects": objects})
+
+    def _lfs_file(self, body: bytes, oid: str) -> None:
+        whole = hashlib.sha256(body).hexdigest() == oid
+        if whole:
+            self.server.blobs[oid] = body
+        self._send(200 if whole else 400, b"")
+
+    def _verify(self, body: bytes) -> None:
+        self._json({}, 200 if json.loads(body)["oid"] in self.server.blobs else 404)
+
+    def _branch(self, body: bytes, repo: str, revision: str) -> None:
+        branches = self.server.repos[repo].branches
+        known = revision in branches
+        branches.setdefault(revision, branches["main"])
+        self._json({}, 409 if known else 200)
+
+    def _commit(self, body: bytes, repo: str, revision: str) -> None:
+        lines = [(line["key"], line["value"]) for line in map(json.loads, body.splitlines())]
+        sent = {v["path"]: base64.b64decode(v["content"]) for key, v in lines if key == "file"}
+        sent |= {v["path"]: self.server.blobs[v["oid"]] for key, v in lines if key == "lfsFile"}
+        if revision not in self.server.repos[repo].branches:
+            self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return
+        name = self.server.repos[repo].commit(revision, sent)
         self.server.commits.append((repo, sorted(sent)))
-        oid = _commit_of(files)
-        self._json({"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/{repo}/commit/{oid}"})
+        self._json({"success": True, "commitOid": name, "commitUrl": f"{self.server.url}/{repo}/commit/{name}"})
 
-    def _note(self, what: str) -> None:
-        self.server.calls.append(f"{self.command} {what}")
+    def _resolve(self, body: bytes, repo: str, revision: str, path: str) -> None:
+        if (commit := self._find(repo, revision)) is None:
+            return
+        content = self.server.repos[repo].commits[commit].get(path)
+        headers = {"X-Repo-Commit": commit}
+        if content is None:
+            self._send(404, b"", headers | {"X-Error-Code": "EntryNotFound"})
+        else:
+            self._send(200, content, headers | {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'})
+
+    def _info(self, body: bytes, repo: str, kind: str | None, revision: str | None) -> None:
+        if (commit := self._find(repo, revision or "main")) is None:
+            return
+        files = self.server.repos[repo].commits[commit]
+        tree = [
+            {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for p, c in files.items()
+        ]
+        info = {"id": repo, "sha": commit, "siblings": [{"rfilename": p} for p in files], "tags": []}
+        self._json(tree if kind == "tree" else info)
+
+    def _unknown(self, body: bytes) -> None:
+        self._send(404, b"", {"X-Error-Code": "EntryNotFound" if "/tree/" in self.path else "RepoNotFound"})
+
+    def _find(self, repo: str, revision: str) -> str | None:
+        """The commit that a revision names; where there is none, None, and that has been answered."""
+        known = self.server.repos.get(repo)
+        commit = known.branches.get(revision, revision) if known else ""
+        if known and commit in known.commits:
+            return commit
+        self._send(404, b"", {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"})
+        return None
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -175,9 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        repo = "/".join(self.path.split("/")[1:3])
-        commit = {"X-Repo-Commit": _commit_of(self.server.files.get(repo, {}))}
-        for name, value in (commit | {"Content-Length": str(len(content))} | (headers or {})).items():
+        for name, value in ({"Content-Length": str(len(content))} | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -188,6 +251,18 @@ class _Handler(BaseHTTPRequestHandler):
             print(format % args, file=sys.stderr)
 
 
-def _commit_of(files: dict[str, bytes]) -> str:
-    """A commit's name: of its content."""
-    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+_REPO = "(?P<repo>[^/]+/[^/]+)"
+_REVISION = "(?P<revision>[^/]+)"
+# method, path, what the call is noted as, answer
+_ROUTES: list[tuple[str, str, str, Any]] = [
+    ("POST", "/api/repos/create", "create", _Handler._create),
+    ("POST", "/api/validate-yaml", "validate-yaml", _Handler._validate_yaml),
+    ("POST", f"/api/models/{_REPO}/preupload/{_REVISION}", "preupload", _Handler._preupload),
+    ("POST", f"/{_REPO}[.]git/info/lfs/objects/batch", "LFS batch", _Handler._lfs_batch),
+    ("PUT", "/upload/(?P<oid>.+)", "LFS file", _Handler._lfs_file),
+    ("POST", "/verify/.+", "verify", _Handler._verify),
+    ("POST", f"/api/models/{_REPO}/branch/{_REVISION}", "branch", _Handler._branch),
+    ("POST", f"/api/models/{_REPO}/commit/{_REVISION}", "commit to {revision}", _Handler._commit),
+    ("GET", f"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)", "{path}", _Handler._resolve),
+    ("GET", f"/api/models/{_REPO}(/(?P<kind>tree|revision)/{_REVISION})?", "model {kind}", _Handler._info),
+]

@@ -1,0 +1,150 @@
+"""Sends a saved IM-BERT to the Hugging Face Hub: weights, config, code, tokenizer and card, in one commit.
+
+    pip install imbert-hf
+    hf auth login  # or HF_TOKEN in the environment
+
+    python examples/push_to_hub.py outputs/sst2-im-bert --repo_id my-name/imbert-sst2 --private
+
+The folder is loaded first, and only read: what would not open is not sent, and after an error the same command tries
+again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
+
+import imbert_hf  # registers its classes with the Auto classes
+
+
+# Of the folder itself. States of the optimizer are not sent, nor training_args.bin, which may hold a token.
+SENT = [
+    *("README.md", "config.json", "*_imbert.py", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+]
+
+USAGE = """import torch
+from transformers import {auto_class}, AutoTokenizer
+
+name, commit = "{repo_id}", "{commit}"
+tokenizer = AutoTokenizer.from_pretrained(name, revision=commit, trust_remote_code=True)
+model = {auto_class}.from_pretrained(name, revision=commit, trust_remote_code=True).eval()
+inputs = tokenizer("not a bad film", return_tensors="pt")
+{more}with torch.no_grad():
+    print(model(**inputs))"""
+CHOICES = "inputs = {name: value[None] for name, value in inputs.items()}  # 1 question, 1 choice, its tokens\n"
+
+
+def check(folder: Path) -> str:
+    """Loads what will be sent. Returns the name of the model's Auto class.
+
+    Raises:
+        ValueError: something is missing, or does not load.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json; give the folder of save_pretrained.")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if not type(config).__module__.startswith(f"{imbert_hf.__name__}."):
+            raise ValueError(f"{folder} holds a checkpoint of model_type {config.model_type!r}, which is no IM-BERT.")
+        check_code(folder, config)
+        auto_class = auto_class_of(folder, config)
+        # Pickled weights are not sent; transformers draws anew what a file lacks, with a warning alone.
+        options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+        _, report = getattr(transformers, auto_class).from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be loaded: {first_line(error)}") from None
+    if report["missing_keys"]:
+        raise ValueError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys']))}.")
+    # Without a vocabulary file, transformers makes a tokenizer of special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"{folder} holds no tokenizer; save the model's own there.")
+    if not (folder / "README.md").is_file():
+        raise ValueError(f"{folder} holds no README.md; imbert-eval card --model {folder} writes one.")
+    return auto_class
+
+
+def check_code(folder: Path, config: Any) -> None:
+    """Refuses a folder that trust_remote_code=True could not open, where imbert_hf is not installed."""
+    if PreTrainedConfig.get_config_dict(folder)[0].get("auto_map") != config.auto_map:
+        raise ValueError(f"auto_map in {folder / 'config.json'} is not this version's; save the model again.")
+    try:
+        for reference in config.auto_map.values():
+            get_relative_import_files(folder / f"{reference.split('.')[0]}.py")
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename} is missing; save_pretrained of the model writes the code there.") from None
+
+
+def auto_class_of(folder: Path, config: Any) -> str:
+    for auto_class, reference in config.auto_map.items():
+        if reference.split(".")[1] in (config.architectures or ()):
+            return str(auto_class)
+    raise ValueError(f"architectures in {folder / 'config.json'} is {config.architectures}, which auto_map lacks.")
+
+
+def push(args: argparse.Namespace) -> Any:
+    """The commit's CommitInfo. Raises ValueError where the Hub refuses or cannot be reached."""
+    try:
+        api = HfApi(token=args.token)
+        repo_id = api.create_repo(args.repo_id, private=args.private or None, exist_ok=True).repo_id
+        if args.revision is not None:
+            api.create_branch(repo_id, branch=args.revision, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=args.folder,
+            allow_patterns=SENT,
+            ignore_patterns=["*/*"],
+            revision=args.revision,
+            commit_message=args.commit_message,
+        )
+    except (OSError, RuntimeError, ValueError, HTTPError) as error:
+        # Of an upload the reason stands in the cause.
+        found = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        reason = first_line(found)
+        if isinstance(found, HfHubHTTPError):
+            answer = found.response
+            reason = f"the server says {answer.status_code} {answer.reason_phrase}"
+            reason += f", {found.server_message}" if found.server_message else ""
+        raise ValueError(
+            f"{args.folder} could not be pushed to {args.repo_id}: {reason.rstrip('.')}. Nothing in the folder has "
+            "changed; the same command tries again."
+        ) from None
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def usage(auto_class: str, repo_id: str, commit: str) -> str:
+    """Python that loads and runs what was sent, with torch and transformers alone."""
+    more = CHOICES if auto_class == "AutoModelForMultipleChoice" else ""
+    return USAGE.format(auto_class=auto_class, repo_id=repo_id, commit=commit, more=more)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Sends a saved IM-BERT to the Hugging Face Hub.")
+    parser.add_argument("folder", type=Path, help="of save_pretrained: model, tokenizer and README.md")
+    parser.add_argument("--repo_id", required=True, help="NAME/REPO; made where it does not exist")
+    parser.add_argument("--private", action="store_true", help="of a repository that is made; else as it is")
+    parser.add_argument("--revision", help="branch to commit to, made where it does not exist (default: main)")
+    parser.add_argument("--commit_message", default="Upload model, tokenizer and card")
+    parser.add_argument("--token", help="better HF_TOKEN or hf auth login: other users see the words of a command")
+    args = parser.parse_args(argv)
+    try:
+        auto_class = check(args.folder)
+        commit = push(args)
+    except ValueError as error:
+        sys.exit(f"push_to_hub.py: error: {' '.join(str(error).split())}")
+    print(f"{commit.repo_url}\n\n{usage(auto_class, commit.repo_url.repo_id, commit.oid)}")
+
+
+if __name__ == "__main__":
+    main()
