@@ -95,6 +95,8 @@ def push(args: argparse.Namespace) -> Any:
     try:
         api = HfApi(token=args.token)
         repo_id = api.create_repo(args.repo_id, private=args.private or None, exist_ok=True).repo_id
+        if args.private and api.model_info(repo_id).private is False:
+            raise ValueError("it exists and is public, which --private does not change")
         if args.revision is not None:
             api.create_branch(repo_id, branch=args.revision, exist_ok=True)
         return api.upload_folder(
@@ -133,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Sends a saved IM-BERT to the Hugging Face Hub.")
     parser.add_argument("folder", type=Path, help="of save_pretrained: model, tokenizer and README.md")
     parser.add_argument("--repo_id", required=True, help="NAME/REPO; made where it does not exist")
-    parser.add_argument("--private", action="store_true", help="of a repository that is made; else as it is")
+    parser.add_argument("--private", action="store_true", help="where it is made; refused where it is public")
     parser.add_argument("--revision", help="branch to commit to, made where it does not exist (default: main)")
     parser.add_argument("--commit_message", default="Upload model, tokenizer and card")
     parser.add_argument("--token", help="better HF_TOKEN or hf auth login: other users see the words of a command")

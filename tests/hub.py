@@ -211,6 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
             {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for p, c in files.items()
         ]
         info = {"id": repo, "sha": commit, "siblings": [{"rfilename": p} for p in files], "tags": []}
+        info["private"] = self.server.repos[repo].private
         self._json(tree if kind == "tree" else info)
 
     def _unknown(self, body: bytes) -> None:
