@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 from conftest import imbert_config, lively
-from test_modeling import HEADS, PAIRS, inputs_for, pair_of
+from families import MODELS, inputs_for, pair_of
+from test_modeling import PAIRS
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from imbert_hf import IMBertForSequenceClassification
@@ -31,7 +32,7 @@ def again(model, folder):
     return type(model).from_pretrained(folder)
 
 
-@pytest.mark.parametrize("head", ["ForMaskedLM", "ForPreTraining", "ForSequenceClassification"])
+@pytest.mark.parametrize("head", ["BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification"])
 def test_shards_are_safetensors_that_both_families_load(head, tmp_path, batch):
     """The same tensors in the same shards as BERT's, from a new model and a loaded one; the code beside them."""
     bert, model = pair_of(head)
@@ -62,7 +63,7 @@ def test_shards_are_safetensors_that_both_families_load(head, tmp_path, batch):
 
 @pytest.mark.parametrize("size", [120, 80])
 def test_resized_embeddings_are_berts_and_stay_tied(size, tmp_path, batch):
-    bert, model = pair_of("ForMaskedLM")
+    bert, model = pair_of("BertForMaskedLM")
     inputs = {**batch, "input_ids": batch["input_ids"] % 80}
     with torch.no_grad():
         before = model(**inputs).logits
@@ -176,7 +177,7 @@ def test_statistics_and_attentions_pass_through_accelerates_hooks(saved, batch):
     torch.testing.assert_close(actual.attentions, expected.attentions, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", MODELS)
 def test_eager_and_sdpa_agree_on_every_head(head, tmp_path, batch):
     _, model = pair_of(head)
     model.save_pretrained(tmp_path)
@@ -201,7 +202,7 @@ def test_eager_and_sdpa_agree_on_every_head(head, tmp_path, batch):
 def test_eager_and_sdpa_have_the_same_gradients_in_training(solver, gradient, batch):
     """Twice differentiated with gradient_descent and unrolled: sdpa takes the math kernel by itself there."""
     _, model = pair_of(
-        "ForSequenceClassification",
+        "BertForSequenceClassification",
         im_solver=solver,
         im_gradient=gradient,
         im_learning_rate=0.02,
