@@ -32,7 +32,8 @@ class ImplicitSelfAttention:
         output, weights = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         if im_weights is None:
             return output, weights
-        im_weights[:] = [] if weights is None else [weights]
+        if weights is not None:
+            im_weights[:] = [weights]
         return output, None
 
 
@@ -113,7 +114,7 @@ class ImplicitPreTrainedModel:
     config_class: Any
     implicit_classes: ClassVar[dict[type, type]]  # of the family: plain class -> implicit class
     # Lists that a forward fills: accelerate's hooks would hand copies of them to the modules.
-    _skip_keys_device_placement = ["im_statistics", "im_weights"]  # noqa: RUF012
+    _skip_keys_device_placement: Any = ["im_statistics", "im_weights"]  # noqa: RUF012
     # The heads average their losses and ignore num_items_in_batch. The Trainer takes the **kwargs of their forward for
     # the contrary, and would add up the losses of accumulated batches and of processes instead of averaging them.
     accepts_loss_kwargs = False
