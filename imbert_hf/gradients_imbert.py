@@ -141,7 +141,7 @@ class Implicit:
             # torch.autograd.grad, which goes on to the parameters, would break the graph. They have their gradient from
             # an evaluation here, which the compiler shares with the one in backward.
             carriers: tuple[Tensor, ...] = (problem.F(solution.value),)
-            adjoint = partial(_adjoint_in_graph, problem.F, s, c, solve_adjoint)
+            adjoint: Callable = partial(_adjoint_in_graph, problem.F, s, c, solve_adjoint)
         else:
             carriers = problem.parameters
             adjoint = partial(_adjoint, problem.F, carriers, s, c, solve_adjoint)
@@ -184,7 +184,7 @@ def _adjoint(F, parameters, s, c, solve_adjoint, y, v) -> tuple[Tensor | None, .
 
 def _adjoint_in_graph(F, s, c, solve_adjoint, y, v) -> tuple[Tensor, Tensor]:
     """Gradients of b and of F(y) from the cotangent v of the solution y."""
-    _, pullback = torch.func.vjp(F, y)
+    _, pullback, *_ = torch.func.vjp(F, y)
     w = solve_adjoint(lambda u: pullback(u)[0], v)
     return w / c, (s / c) * w
 
@@ -326,7 +326,7 @@ def implicit_step(
     if torch.is_grad_enabled() and hasattr(layer, "parameters"):
         parameters = tuple(p for p in layer.parameters() if p.requires_grad)
         if solver.needs_pullback or gradient.needs_parameters:
-            _refuse_sharded_parts(layer.modules())
+            _refuse_sharded_parts(layer.modules())  # type: ignore[attr-defined]
     tracked = torch.is_grad_enabled() and (x.requires_grad or parameters != ())
     if iterations > 0 and theta > 0 and not x.is_meta:
         _refuse_offloaded(layer, solver, parameters)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .configuration_imbert import other_release
 from .connection_imbert import LayerMap, Pass, report_non_finite, token_mask
@@ -131,6 +132,21 @@ class ImplicitPreTrainedModel:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         for module in self.modules():  # type: ignore[attr-defined]
             module.__class__ = self.implicit_classes.get(type(module), type(module))
+            if module is not self and isinstance(module, PreTrainedModel):
+                # Where a model is built, transformers notes by its class which outputs it can record; this was another.
+                PreTrainedModel.__init__(module.__class__.__new__(module.__class__), config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args, **kwargs) -> Any:
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":  # which names no file
+                raise
+            raise OSError(
+                f"The weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is cut off or no "
+                "safetensors file. Save or download it again."
+            ) from error
 
 
 def _check_releases(release: str) -> None:
