@@ -39,12 +39,14 @@ from .modeling_roberta_imbert import (
     IMRobertaModel,
     IMRobertaPreTrainedModel,
 )
+from .saving import save_all_or_nothing
 from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution
 
 
 __version__ = IM_VERSION
 
 send_cards()
+save_all_or_nothing()
 for config, models, tokenizer in (
     (IMBertConfig, modeling_imbert, BertTokenizer),
     (IMRobertaConfig, modeling_roberta_imbert, RobertaTokenizer),

@@ -198,7 +198,7 @@ class ImplicitConfig(PretrainedConfig):
             allowed, parse = IM_FIELDS[name]
             try:
                 value = parse(value)
-            except ValueError:
+            except (ValueError, OverflowError):  # of an integer beyond every float
                 raise ValueError(f"{name} must be {allowed}, got {value!r}.") from None
         if name in ("is_decoder", "add_cross_attention") and value:
             raise ValueError(
@@ -247,6 +247,8 @@ class ImplicitConfig(PretrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """Reads a config.json of this model type or of the plain family's, which becomes this one's; no other's."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict:  # transformers would go on with the defaults
+            raise OSError(f"{pretrained_model_name_or_path} holds no config.json.")
         plain = cls.plain_model_type()
         found = config_dict.get("model_type", plain)
         if found not in (plain, cls.model_type):

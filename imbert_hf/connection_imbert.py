@@ -64,6 +64,32 @@ class Pass:
         }
 
 
+# Files of modules whose only random numbers are those of dropout, told by its probability `p`.
+DROPOUT_ALONE = {
+    "torch.nn.modules.activation",
+    "torch.nn.modules.dropout",
+    "torch.nn.modules.linear",
+    "torch.nn.modules.normalization",
+    "transformers.activations",
+}
+
+
+def may_draw(modules: list[nn.Module]) -> bool:
+    """Whether a layer, given as the list of it and the modules in it, may draw random numbers in training.
+
+    False is certain: no dropout has p > 0, and no module is unknown, as an adapter's would be. Where a module of
+    dropout is in evaluation counts for nothing: attention takes the p of its own with the mode of its own.
+    """
+    known = {base.__module__ for base in type(modules[0]).__mro__} | DROPOUT_ALONE
+    return any(
+        type(module).__module__ not in known
+        or isinstance(module, (nn.RReLU, nn.MultiheadAttention))
+        or "forward" in module.__dict__
+        or getattr(module, "p", 0) > 0
+        for module in modules
+    )
+
+
 def token_mask(attention_mask: Tensor | None) -> Tensor | None:
     """(batch, length), True for real tokens, from what BERT takes as attention_mask."""
     if attention_mask is None or attention_mask.dim() == 2:
@@ -83,14 +109,14 @@ class LayerMap:
 
     def __init__(self, layer: Any, args: tuple, kwargs: dict, math_attention: bool):
         self.layer, self.args, self.kwargs, self.math_attention = layer, args, kwargs, math_attention
+        modules = [layer]
+        for module in modules:  # as layer.modules() would, at a tenth of its time
+            modules.extend(child for child in module._modules.values() if child is not None)
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        trains = any(module.training for module in modules)
+        self.training = trains and (hooked or may_draw(modules))
         # Other kinds of attention report weights of the whole batch, or know its rows by more than the mask; hooks may.
-        self.training, self.selects = layer.training, layer.config._attn_implementation == "sdpa"
-        modules: list[nn.Module | None] = [*layer._modules.values()]
-        while modules and not self.training:  # as layer.modules() would, at a tenth of its time
-            if (module := modules.pop()) is not None:
-                self.training = module.training
-                self.selects = self.selects and not (module._forward_hooks or module._forward_pre_hooks)
-                modules.extend(module._modules.values())
+        self.selects = not hooked and layer.config._attn_implementation == "sdpa"
 
     def select(self, rows: Tensor) -> "LayerMap":
         part, (mask, *rest) = copy.copy(self), self.args

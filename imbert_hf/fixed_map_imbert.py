@@ -112,7 +112,7 @@ class FixedMap:
     @property
     def selects(self) -> bool:
         """Whether it can leave rows of the batch out: not where others would draw their masks, nor within a graph."""
-        if self.random or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.random or torch.is_grad_enabled():
             return False
         return getattr(self.layer, "selects", False)
 

@@ -133,31 +133,47 @@ class Implicit:
             solution = problem.solve(problem.evaluate)
         if saved_tensor_hooks_active():
             problem.F.masks = None  # a checkpoint, which will solve anew, is not to hold them
+        problem.F.drop_masks = True  # at the next evaluation, which is backward's
         iterations = problem.iterations if self.iterations is None else self.iterations
         b, s, c, mask = (getattr(problem.relation, name) for name in ("b", "s", "c", "mask"))
-        adjoint = partial(_adjoint, problem.F, problem.parameters, s, c, mask, self.solver, iterations)
-        value = _ImplicitGradient.apply(solution.value, b, adjoint, *problem.parameters)
+        solve_adjoint = partial(_solve_adjoint, s, c, mask, self.solver, iterations)
+        if torch.compiler.is_compiling():
+            # torch.autograd.grad, which goes on to the parameters, would break the graph. They have their gradient from
+            # an evaluation here, which the compiler shares with the one in backward.
+            carriers: tuple[Tensor, ...] = (problem.F(solution.value),)
+            adjoint: Callable = partial(_adjoint_in_graph, problem.F, s, c, solve_adjoint)
+        else:
+            carriers = problem.parameters
+            adjoint = partial(_adjoint, problem.F, carriers, s, c, solve_adjoint)
+        value = _ImplicitGradient.apply(solution.value, b, adjoint, *carriers)
         return replace(solution, value=value)
 
 
-def _adjoint(F, parameters, s, c, mask, solver, iterations, y, v) -> tuple[Tensor | None, ...]:
+def _solve_adjoint(s, c, mask, solver, iterations, pullback, v) -> Tensor:
+    """w of (I - (s / c) dF/dy)^T w = v, where `pullback` is u -> (dF/dy)^T u."""
+
+    def evaluate(w, last, rows):
+        return pullback(w), None
+
+    solution = solve(Relation(v, s / c, 1.0, mask), evaluate, solver, c * v, None, iterations, tolerance=0.0)
+    # An overflow shows as in any backward pass: loss scaling of float16 relies on it.
+    finite = solution.finite.view([-1] + [1] * (v.dim() - 1))
+    return torch.where(finite, solution.value, torch.nan)
+
+
+def _adjoint(F, parameters, s, c, solve_adjoint, y, v) -> tuple[Tensor | None, ...]:
     """Gradients of b and of the parameters from the cotangent v of the solution y."""
-    ratio = s / c
-    F.drop_masks = True
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         Fy = F(leaf)
 
-    def evaluate(w, last, rows):
-        return torch.autograd.grad(Fy, leaf, w, retain_graph=True, materialize_grads=True)[0], None
+    def pullback(u):
+        return torch.autograd.grad(Fy, leaf, u, retain_graph=True, materialize_grads=True)[0]
 
-    solution = solve(Relation(v, ratio, 1.0, mask), evaluate, solver, c * v, None, iterations, tolerance=0.0)
-    # An overflow shows as in any backward pass: loss scaling of float16 relies on it.
-    finite = solution.finite.view([-1] + [1] * (v.dim() - 1))
-    w = torch.where(finite, solution.value, torch.nan)
+    w = solve_adjoint(pullback, v)
     if not parameters:
         return (w / c,)
-    grads = torch.autograd.grad(Fy, parameters, ratio * w, retain_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(Fy, parameters, (s / c) * w, retain_graph=True, allow_unused=True)
     if all(grad is None for grad in grads):
         raise RuntimeError(
             "The layer's parameters were replaced between forward and backward, as torch.func.functional_call does; "
@@ -166,9 +182,16 @@ def _adjoint(F, parameters, s, c, mask, solver, iterations, y, v) -> tuple[Tenso
     return w / c, *grads
 
 
+def _adjoint_in_graph(F, s, c, solve_adjoint, y, v) -> tuple[Tensor, Tensor]:
+    """Gradients of b and of F(y) from the cotangent v of the solution y."""
+    _, pullback, *_ = torch.func.vjp(F, y)
+    w = solve_adjoint(lambda u: pullback(u)[0], v)
+    return w / c, (s / c) * w
+
+
 class _ImplicitGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value, b, adjoint, *parameters):
+    def forward(ctx, value, b, adjoint, *carriers):
         ctx.save_for_backward(value)
         ctx.adjoint = adjoint  # holds the parameters: checkpointing would hand saved ones back as detached copies
         return value.detach()
@@ -303,7 +326,7 @@ def implicit_step(
     if torch.is_grad_enabled() and hasattr(layer, "parameters"):
         parameters = tuple(p for p in layer.parameters() if p.requires_grad)
         if solver.needs_pullback or gradient.needs_parameters:
-            _refuse_sharded_parts(layer.modules())
+            _refuse_sharded_parts(layer.modules())  # type: ignore[attr-defined]
     tracked = torch.is_grad_enabled() and (x.requires_grad or parameters != ())
     if iterations > 0 and theta > 0 and not x.is_meta:
         _refuse_offloaded(layer, solver, parameters)

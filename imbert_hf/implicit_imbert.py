@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .configuration_imbert import other_release
 from .connection_imbert import LayerMap, Pass, report_non_finite, token_mask
@@ -32,7 +33,8 @@ class ImplicitSelfAttention:
         output, weights = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         if im_weights is None:
             return output, weights
-        im_weights[:] = [] if weights is None else [weights]
+        if weights is not None:
+            im_weights[:] = [weights]
         return output, None
 
 
@@ -113,7 +115,7 @@ class ImplicitPreTrainedModel:
     config_class: Any
     implicit_classes: ClassVar[dict[type, type]]  # of the family: plain class -> implicit class
     # Lists that a forward fills: accelerate's hooks would hand copies of them to the modules.
-    _skip_keys_device_placement = ["im_statistics", "im_weights"]  # noqa: RUF012
+    _skip_keys_device_placement: Any = ["im_statistics", "im_weights"]  # noqa: RUF012
     # The heads average their losses and ignore num_items_in_batch. The Trainer takes the **kwargs of their forward for
     # the contrary, and would add up the losses of accumulated batches and of processes instead of averaging them.
     accepts_loss_kwargs = False
@@ -130,6 +132,21 @@ class ImplicitPreTrainedModel:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         for module in self.modules():  # type: ignore[attr-defined]
             module.__class__ = self.implicit_classes.get(type(module), type(module))
+            if module is not self and isinstance(module, PreTrainedModel):
+                # Where a model is built, transformers notes by its class which outputs it can record; this was another.
+                PreTrainedModel.__init__(module.__class__.__new__(module.__class__), config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args, **kwargs) -> Any:
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":  # which names no file
+                raise
+            raise OSError(
+                f"The weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is cut off or no "
+                "safetensors file. Save or download it again."
+            ) from error
 
 
 def _check_releases(release: str) -> None:

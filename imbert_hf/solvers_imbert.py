@@ -257,7 +257,8 @@ def solve(
 
     Tolerance 0: F is evaluated `iterations` times, nothing is read on the host, and the last iterate is returned.
     Tolerance > 0: an example stops at the first iterate whose relative residual is within it, or keeps the best of all
-    iterates, the last one included; the loop ends when every example has stopped.
+    iterates, the last one included; the loop ends when every example has stopped, but in a compiled or exported graph,
+    which reads nothing on the host: there it goes on to the end, with the same result.
     In both an example with a non-finite iterate keeps its finite evaluated iterate of least residual.
     """
     shape = [-1] + [1] * (y.dim() - 1)
@@ -279,9 +280,12 @@ def solve(
         best_residual = torch.where(better, residual, best_residual)
         if tolerance > 0:
             moving = moving & (best_residual > tolerance)
-            rows = moving.nonzero()[:, 0]
-            if k == iterations or len(rows) == 0:
+            if k == iterations:
                 break
+            if not torch.compiler.is_compiling():
+                rows = moving.nonzero()[:, 0]
+                if len(rows) == 0:
+                    break
         y, state = solver.step(relation, y, g, pullback, state)
         del Fy, pullback, g  # and the graph behind them, before the next evaluation
         size = relation.norm(y)

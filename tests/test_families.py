@@ -106,6 +106,19 @@ def test_forward_takes_and_returns_what_the_family_does_and_the_statistics(name,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_records_hidden_states_where_its_base_was_never_built_alone(family, batch, monkeypatch):
+    head = getattr(imbert_hf, f"IM{family}ForSequenceClassification")
+    base = getattr(imbert_hf, f"IM{family}Model")
+    new = type("NeverBuilt", (base,), {})
+    monkeypatch.setitem(head.implicit_classes, getattr(transformers, f"{family}Model"), new)
+    model = head(config_of(f"IM{family}"))
+    assert type(base_of(model)) is new
+    outputs = model(batch["input_ids"], output_hidden_states=True, output_attentions=True)
+    assert len(outputs.hidden_states) == 4
+    assert len(outputs.attentions) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_layers_solve_the_relation_of_the_familys_layers(family, batch):
     name = f"{family}Model"
     plain, model = pair_of(name, im_iterations=60, im_solver="anderson", im_theta=0.5, attn_implementation="eager")

@@ -1,0 +1,85 @@
+"""Exported models against eager ones: torch.export, ONNX and int8, at other sizes than they were traced with."""
+
+import pytest
+import torch
+from conftest import imbert_config, lively
+
+from imbert_hf import IMBertForSequenceClassification
+
+
+# Of torch's own: flex_attention's tracing, the ONNX exporter's functions.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+DYNAMIC = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=2, max=64)}
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, **kwargs):
+        super().__init__()
+        torch.manual_seed(0)  # the same embeddings for all
+        self.model = lively(IMBertForSequenceClassification(imbert_config(num_hidden_layers=2, **kwargs))).eval()
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids, attention_mask).logits
+
+
+def sizes():
+    """Inputs of several sizes, padded."""
+    generator = torch.Generator().manual_seed(0)
+    for rows, length in ((3, 9), (1, 4), (5, 17)):
+        mask = torch.ones(rows, length, dtype=torch.int64)
+        mask[0, length - 1 :] = 0
+        yield torch.randint(5, 99, (rows, length), generator=generator), mask
+
+
+@pytest.mark.parametrize("solver", ["fixed_point", "anderson"])
+def test_export_with_dynamic_sizes(solver):
+    model = Logits(im_solver=solver)
+    with torch.no_grad():
+        program = torch.export.export(
+            model, next(sizes()), dynamic_shapes={"input_ids": DYNAMIC, "attention_mask": DYNAMIC}
+        )
+        for inputs in sizes():
+            torch.testing.assert_close(program.module()(*inputs), model(*inputs), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["fixed_point", "anderson"])
+def test_onnx_with_dynamic_sizes(solver, tmp_path):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model = Logits(im_solver=solver)
+    with torch.no_grad():
+        torch.onnx.export(
+            model,
+            next(sizes()),
+            tmp_path / "model.onnx",
+            dynamo=True,
+            dynamic_shapes={"input_ids": DYNAMIC, "attention_mask": DYNAMIC},
+            verbose=False,
+        )
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        for inputs in sizes():
+            names = [one.name for one in session.get_inputs()]
+            found = session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))[0]
+            torch.testing.assert_close(torch.from_numpy(found), model(*inputs), rtol=0, atol=1e-4)
+
+
+def test_dynamic_int8_is_berts_where_the_connection_is_exact():
+    def quantised(model):
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+    plain, implicit = quantised(Logits(im_layers=[])), quantised(Logits())
+    exact = quantised(Logits(im_iterations=0))
+    reference = Logits()
+    with torch.no_grad():
+        for inputs in sizes():
+            assert torch.equal(exact(*inputs), plain(*inputs))
+            change = (implicit(*inputs) - reference(*inputs)).norm() / reference(*inputs).norm()
+            assert 0 < change < 0.1
+
+
+def test_flex_attention_agrees_in_inference():
+    model, flex = Logits(), Logits(attn_implementation="flex_attention")
+    with torch.no_grad():
+        for inputs in sizes():
+            torch.testing.assert_close(flex(*inputs), model(*inputs), rtol=0, atol=1e-5)
