@@ -74,19 +74,19 @@ DROPOUT_ALONE = {
 }
 
 
-def may_draw(modules: list[nn.Module]) -> bool:
-    """Whether a layer, given as the list of it and the modules in it, may draw random numbers in training.
+def may_draw(layer: nn.Module, parts: list[nn.Module]) -> bool:
+    """Whether `layer`, made of `parts`, may draw random numbers in training.
 
-    False is certain: no dropout has p > 0, and no module is unknown, as an adapter's would be. Where a module of
-    dropout is in evaluation counts for nothing: attention takes the p of its own with the mode of its own.
+    False is certain: no dropout has p > 0, and no part is unknown, as an adapter's would be. Which mode a module of
+    dropout is in counts for nothing: attention takes the p of its own with a mode of its own.
     """
-    known = {base.__module__ for base in type(modules[0]).__mro__} | DROPOUT_ALONE
+    known = {base.__module__ for base in type(layer).__mro__} | DROPOUT_ALONE
     return any(
-        type(module).__module__ not in known
-        or isinstance(module, (nn.RReLU, nn.MultiheadAttention))
-        or "forward" in module.__dict__
-        or getattr(module, "p", 0) > 0
-        for module in modules
+        type(part).__module__ not in known
+        or isinstance(part, (nn.RReLU, nn.MultiheadAttention))
+        or "forward" in part.__dict__
+        or getattr(part, "p", 0) > 0
+        for part in parts
     )
 
 
@@ -109,12 +109,12 @@ class LayerMap:
 
     def __init__(self, layer: Any, args: tuple, kwargs: dict, math_attention: bool):
         self.layer, self.args, self.kwargs, self.math_attention = layer, args, kwargs, math_attention
-        modules = [layer]
-        for module in modules:  # as layer.modules() would, at a tenth of its time
-            modules.extend(child for child in module._modules.values() if child is not None)
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-        trains = any(module.training for module in modules)
-        self.training = trains and (hooked or may_draw(modules))
+        parts = [part for part in layer._modules.values() if part is not None]
+        for part in parts:  # which grows, as layer.modules() would, at a tenth of its time
+            parts.extend(child for child in part._modules.values() if child is not None)
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        self.training = layer.training or any(part.training for part in parts)
+        self.draws = self.training and (hooked or may_draw(layer, parts))
         # Other kinds of attention report weights of the whole batch, or know its rows by more than the mask; hooks may.
         self.selects = not hooked and layer.config._attn_implementation == "sdpa"
 

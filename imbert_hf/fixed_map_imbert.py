@@ -72,14 +72,14 @@ class FixedMap:
     under the autocast setting of the forward.
 
     Args:
-        layer: h -> F(h) of the same shape. Where it has an attribute `training` that is false, nothing is replayed, and
-            where `selects` is true, layer.select(rows) is the same for some rows of the batch.
+        layer: h -> F(h) of the same shape. Where an attribute `draws`, or else `training`, is false, nothing is
+            replayed, and where `selects` is true, layer.select(rows) is the same for some rows of the batch.
         x: a tensor on the layer's device.
     """
 
     def __init__(self, layer: Any, x: Tensor):
         self.layer = layer
-        self.random = getattr(layer, "training", True)
+        self.random = getattr(layer, "draws", getattr(layer, "training", True))
         self.device = x.device
         self.state: tuple | None = None
         self.masks: list[Tensor] | None = None

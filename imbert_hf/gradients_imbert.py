@@ -133,7 +133,6 @@ class Implicit:
             solution = problem.solve(problem.evaluate)
         if saved_tensor_hooks_active():
             problem.F.masks = None  # a checkpoint, which will solve anew, is not to hold them
-        problem.F.drop_masks = True  # at the next evaluation, which is backward's
         iterations = problem.iterations if self.iterations is None else self.iterations
         b, s, c, mask = (getattr(problem.relation, name) for name in ("b", "s", "c", "mask"))
         solve_adjoint = partial(_solve_adjoint, s, c, mask, self.solver, iterations)
@@ -141,7 +140,7 @@ class Implicit:
             # torch.autograd.grad, which goes on to the parameters, would break the graph. They have their gradient from
             # an evaluation here, which the compiler shares with the one in backward.
             carriers: tuple[Tensor, ...] = (problem.F(solution.value),)
-            adjoint: Callable = partial(_adjoint_in_graph, problem.F, s, c, solve_adjoint)
+            adjoint = partial(_adjoint_in_graph, problem.F, s, c, solve_adjoint)
         else:
             carriers = problem.parameters
             adjoint = partial(_adjoint, problem.F, carriers, s, c, solve_adjoint)
@@ -163,6 +162,7 @@ def _solve_adjoint(s, c, mask, solver, iterations, pullback, v) -> Tensor:
 
 def _adjoint(F, parameters, s, c, solve_adjoint, y, v) -> tuple[Tensor | None, ...]:
     """Gradients of b and of the parameters from the cotangent v of the solution y."""
+    F.drop_masks = True
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         Fy = F(leaf)
@@ -182,7 +182,7 @@ def _adjoint(F, parameters, s, c, solve_adjoint, y, v) -> tuple[Tensor | None, .
     return w / c, *grads
 
 
-def _adjoint_in_graph(F, s, c, solve_adjoint, y, v) -> tuple[Tensor, Tensor]:
+def _adjoint_in_graph(F, s, c, solve_adjoint, y, v) -> tuple[Tensor | None, ...]:
     """Gradients of b and of F(y) from the cotangent v of the solution y."""
     _, pullback, *_ = torch.func.vjp(F, y)
     w = solve_adjoint(lambda u: pullback(u)[0], v)
@@ -298,7 +298,8 @@ def implicit_step(
 
     Args:
         layer: F, h -> F(h) of the same shape and dtype; a module, or any callable. Random layers (dropout) draw the
-            same masks in every evaluation; an attribute `training` that is false says that there is nothing random.
+            same masks in every evaluation; an attribute `training` or `draws` that is false says that there is nothing
+            random.
             With a true attribute `selects` it has a method select(rows) that gives the same for some examples, by
             their indices (n,): those that reached the tolerance are then evaluated no more, outside of a graph.
         x: (batch, length, width), floating point.
@@ -326,7 +327,7 @@ def implicit_step(
     if torch.is_grad_enabled() and hasattr(layer, "parameters"):
         parameters = tuple(p for p in layer.parameters() if p.requires_grad)
         if solver.needs_pullback or gradient.needs_parameters:
-            _refuse_sharded_parts(layer.modules())  # type: ignore[attr-defined]
+            _refuse_sharded_parts(layer.modules())
     tracked = torch.is_grad_enabled() and (x.requires_grad or parameters != ())
     if iterations > 0 and theta > 0 and not x.is_meta:
         _refuse_offloaded(layer, solver, parameters)

@@ -52,7 +52,7 @@ def test_shards_are_safetensors_that_both_families_load(head, tmp_path, batch):
         code = {path.name for path in (tmp_path / "model").glob("*.py")}
         assert names == {"config.json", "model.safetensors.index.json", *shards, *code}
     assert "modeling_imbert.py" in code
-    for cls in (type(model), getattr(transformers, f"Bert{head}")):
+    for cls in (type(model), getattr(transformers, head)):
         loaded, info = cls.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
