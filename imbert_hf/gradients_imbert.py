@@ -327,7 +327,7 @@ def implicit_step(
     if torch.is_grad_enabled() and hasattr(layer, "parameters"):
         parameters = tuple(p for p in layer.parameters() if p.requires_grad)
         if solver.needs_pullback or gradient.needs_parameters:
-            _refuse_sharded_parts(layer.modules())
+            _refuse_sharded_parts(layer.modules())  # type: ignore[attr-defined]
     tracked = torch.is_grad_enabled() and (x.requires_grad or parameters != ())
     if iterations > 0 and theta > 0 and not x.is_meta:
         _refuse_offloaded(layer, solver, parameters)
