@@ -135,7 +135,9 @@ class ImplicitPreTrainedModel:
             if module is not self and isinstance(module, PreTrainedModel):
                 # Where a model is built, transformers notes by its class which outputs it can record; this was another.
                 PreTrainedModel.__init__(module.__class__.__new__(module.__class__), config)
-<<<<<<< ours
+            if module is not self and isinstance(module, PreTrainedModel):
+                # Where a model is built, transformers notes by its class which outputs it can record; this was another.
+                PreTrainedModel.__init__(module.__class__.__new__(module.__class__), config)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args, **kwargs) -> Any:
@@ -148,8 +150,6 @@ class ImplicitPreTrainedModel:
                 f"The weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is cut off or no "
                 "safetensors file. Save or download it again."
             ) from error
-=======
->>>>>>> theirs
 
 
 def _check_releases(release: str) -> None:
