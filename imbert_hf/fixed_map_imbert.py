@@ -5,7 +5,7 @@ This file travels with every checkpoint: it imports torch, the standard library 
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -180,3 +180,51 @@ def _with_pullback(F: FixedMap, y: Tensor) -> Evaluation:
 def evaluation(F: FixedMap, y: Tensor, pullback: bool) -> Evaluation:
     """F(y), and where asked for the map u -> (dF/dy)^T u."""
     return _with_pullback(F, y) if pullback else (F(y), None)
+
+
+def leaves_of(value: Tensor, entry: Any = None) -> tuple[Tensor, ...]:
+    """The leaf tensors in the graph of `value` up to the node `entry`: what a callable depends on beside its input."""
+    nodes: list[Any] = [value.grad_fn]
+    seen, leaves = {entry, None}, []
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                leaves.append(node.variable)
+            nodes.extend(next_node for next_node, _ in node.next_functions)
+    return tuple(leaves)
+
+
+def check_layer(layer: Any, parameters: tuple[Tensor, ...] | None, products: bool) -> None:
+    """Refuses a layer that cannot be trained, or differentiated inside the forward where `products` are asked for."""
+    # Offloaded weights are on the meta device, and elsewhere only while the module that holds them runs.
+    if parameters and getattr(layer, "training", True) and any(p.is_meta for p in parameters):
+        raise ValueError(
+            "A layer whose weights are offloaded (device_map) cannot be trained: they would get no gradient. Keep it "
+            "in memory, or freeze it."
+        )
+    if not products:
+        return
+    inside = "im_solver 'gradient_descent' differentiates a layer inside the forward, "
+    if any(p.is_meta for p in getattr(layer, "parameters", list)()):
+        raise ValueError(
+            inside
+            + "which accelerate cannot do with weights that it offloads; use 'fixed_point' or 'anderson', or keep "
+            "the layers in memory (device_map)."
+        )
+    if any(type(m).__module__.startswith("torch.ao.nn.quantized") for m in getattr(layer, "modules", list)()):
+        raise ValueError(inside + "and quantized modules have no derivative; use 'fixed_point' or 'anderson'.")
+    if getattr(torch.compiler, "is_exporting", bool)():  # torch 2.6 has no such function, and a message of its own
+        raise ValueError(inside + "which torch.export cannot record; use 'fixed_point' or 'anderson'.")
+
+
+def refuse_sharded_parts(modules: Iterable[Any]) -> None:
+    # They hold their parameters within their own call alone: others would get no gradient, and no error tell.
+    for module in modules:
+        if hasattr(module, "set_reshard_after_forward"):
+            raise ValueError(
+                f"fully_shard was called on {type(module).__name__.removeprefix('FSDP')}, a part of an implicit layer; "
+                "the solver gradient_descent and the gradient mode 'implicit' need the parameters of a layer together. "
+                "Call it on whole layers, or take fixed_point or anderson with 'one_step' or 'unrolled'."
+            )

@@ -12,7 +12,7 @@ implicit function theorem a cotangent v of y reaches b as w / c, and F's paramet
 This file travels with every checkpoint: it imports torch, the standard library and its sisters alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -21,7 +21,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fixed_map_imbert import FixedMap, evaluation, saved_tensor_hooks_active
+from .fixed_map_imbert import (
+    FixedMap,
+    check_layer,
+    evaluation,
+    leaves_of,
+    refuse_sharded_parts,
+    saved_tensor_hooks_active,
+)
 from .solvers_imbert import Anderson, Evaluation, Relation, Solution, Solver, solve
 
 
@@ -243,20 +250,6 @@ class OneStep:
         return replace(solution, value=value)
 
 
-def _leaves(value: Tensor, entry: Any = None) -> tuple[Tensor, ...]:
-    """The leaf tensors in the graph of `value` up to the node `entry`: what a callable depends on beside its input."""
-    nodes: list[Any] = [value.grad_fn]
-    seen, leaves = {entry, None}, []
-    while nodes:
-        node = nodes.pop()
-        if node not in seen:
-            seen.add(node)
-            if hasattr(node, "variable"):
-                leaves.append(node.variable)
-            nodes.extend(next_node for next_node, _ in node.next_functions)
-    return tuple(leaves)
-
-
 class _Recomputed(torch.autograd.Function):
     """run(x), which backward runs again with a graph: checkpointing for a solve that differentiates inside itself.
 
@@ -327,10 +320,10 @@ def implicit_step(
     if torch.is_grad_enabled() and hasattr(layer, "parameters"):
         parameters = tuple(p for p in layer.parameters() if p.requires_grad)
         if solver.needs_pullback or gradient.needs_parameters:
-            _refuse_sharded_parts(layer.modules())  # type: ignore[attr-defined]
+            refuse_sharded_parts(layer.modules())  # type: ignore[attr-defined]
     tracked = torch.is_grad_enabled() and (x.requires_grad or parameters != ())
     if iterations > 0 and theta > 0 and not x.is_meta:
-        _refuse_offloaded(layer, solver, parameters)
+        check_layer(layer, parameters, solver.needs_pullback)
     with torch.set_grad_enabled(tracked):
         F = FixedMap(layer, x)
         mask = None if mask is None else mask.bool()
@@ -356,7 +349,7 @@ def implicit_step(
             relation = Relation(b, s, 1 + carry * s, mask)
             if not solved:
                 return _explicit(F, relation, b if theta == 0 else guess, tolerance)
-            found = _leaves(first[0], entry.grad_fn) if search else parameters
+            found = leaves_of(first[0], entry.grad_fn) if search else parameters
             first = first if previous else None
             problem = _Problem(F, x, relation, solver, guess, first, iterations, tolerance, found or ())
             del guess, first
@@ -373,23 +366,9 @@ def implicit_step(
             return solution.value
 
         if parameters is None:
-            parameters = _leaves(F(x.detach()))
+            parameters = leaves_of(F(x.detach()))
         value = _Recomputed.apply(run, x, *parameters)
         return replace(solutions[0], value=value)
-
-
-def _refuse_offloaded(layer: Any, solver: Solver, parameters: tuple[Tensor, ...] | None) -> None:
-    """Weights on the meta device are elsewhere, and are here only while the module that holds them runs."""
-    if solver.needs_pullback and any(p.is_meta for p in getattr(layer, "parameters", list)()):
-        raise ValueError(
-            "im_solver 'gradient_descent' differentiates a layer inside the forward, which accelerate cannot do with "
-            "weights that it offloads; use 'fixed_point' or 'anderson', or keep the layers in memory (device_map)."
-        )
-    if parameters and getattr(layer, "training", True) and any(p.is_meta for p in parameters):
-        raise ValueError(
-            "A layer whose weights are offloaded (device_map) cannot be trained: they would get no gradient. Keep it "
-            "in memory, or freeze it."
-        )
 
 
 def _explicit(F: FixedMap, relation: Relation, value: Tensor, tolerance: float) -> Solution:
@@ -400,17 +379,6 @@ def _explicit(F: FixedMap, relation: Relation, value: Tensor, tolerance: float) 
         return relation.relative_residual(value, F(value) if relation.s else torch.zeros_like(value))
 
     return Solution(value, steps, relation.norm(value).isfinite(), tolerance, measure)
-
-
-def _refuse_sharded_parts(modules: Iterable[Any]) -> None:
-    # They hold their parameters within their own call alone: others would get no gradient, and no error tell.
-    for module in modules:
-        if hasattr(module, "set_reshard_after_forward"):
-            raise ValueError(
-                f"fully_shard was called on {type(module).__name__.removeprefix('FSDP')}, a part of an implicit layer; "
-                "the solver gradient_descent and the gradient mode 'implicit' need the parameters of a layer together. "
-                "Call it on whole layers, or take fixed_point or anderson with 'one_step' or 'unrolled'."
-            )
 
 
 def _check(x, vector_field, step_size, theta, initial_guess, iterations, tolerance, mask) -> None:

@@ -66,10 +66,15 @@ class ImplicitLayer:
                 f"attn_implementation {attention!r} has no second derivative, which im_solver 'gradient_descent' with "
                 "im_gradient 'unrolled' needs in training; use 'sdpa' or 'eager', or another im_gradient."
             )
+        if attention == "flex_attention" and options["solver"].needs_pullback and hidden_states.device.type == "cpu":
+            raise ValueError(
+                "attn_implementation 'flex_attention' has no derivative on a CPU, which im_solver 'gradient_descent' "
+                "needs at inference too; use 'sdpa' or 'eager', or another im_solver."
+            )
         # With SDPA transformers hands on no mask where nothing is padded.
         mask = None if attention_mask is None and attention == "sdpa" else im_pass.mask
-        if mask is not None and mask.shape[0] == 1:  # one mask for all rows
-            mask = mask.expand(hidden_states.shape[:2])
+        if mask is not None:  # which may be one for all rows, and on the device of another layer
+            mask = mask.to(hidden_states.device).expand(hidden_states.shape[:2])
         weights: list[Tensor] = []
         math_attention = twice and iterations > 0 and options["theta"] > 0
         solution = implicit_step(
@@ -100,7 +105,8 @@ def model_forward(family_forward: Callable) -> Callable:
         im_pass = Pass(self.config, token_mask(attention_mask), im_statistics)
         outputs = family_forward(self, input_ids, attention_mask, *args, im_pass=im_pass, **kwargs)
         if im_pass.finite:
-            report_non_finite(torch.stack(im_pass.finite).all(dim=0))
+            device = im_pass.finite[0].device  # of the first layer, where layers are on several
+            report_non_finite(torch.stack([flags.to(device) for flags in im_pass.finite]).all(dim=0))
         return outputs
 
     return forward
@@ -132,9 +138,6 @@ class ImplicitPreTrainedModel:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         for module in self.modules():  # type: ignore[attr-defined]
             module.__class__ = self.implicit_classes.get(type(module), type(module))
-            if module is not self and isinstance(module, PreTrainedModel):
-                # Where a model is built, transformers notes by its class which outputs it can record; this was another.
-                PreTrainedModel.__init__(module.__class__.__new__(module.__class__), config)
             if module is not self and isinstance(module, PreTrainedModel):
                 # Where a model is built, transformers notes by its class which outputs it can record; this was another.
                 PreTrainedModel.__init__(module.__class__.__new__(module.__class__), config)

@@ -83,3 +83,18 @@ def test_flex_attention_agrees_in_inference():
     with torch.no_grad():
         for inputs in sizes():
             torch.testing.assert_close(flex(*inputs), model(*inputs), rtol=0, atol=1e-5)
+
+
+def test_what_gradient_descent_cannot_do_is_refused():
+    """It differentiates the layer inside the forward: no derivative of int8 linears, none of flex on a CPU."""
+    model = Logits(im_solver="gradient_descent", im_learning_rate=0.02)
+    inputs = next(sizes())
+    int8 = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    flex = Logits(im_solver="gradient_descent", attn_implementation="flex_attention")
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="quantized modules have no derivative; use 'fixed_point' or 'anderson'"):
+            int8(*inputs)
+        with pytest.raises(ValueError, match="'flex_attention' has no derivative on a CPU"):
+            flex(*inputs)
+        with pytest.raises(ValueError, match=r"torch.export cannot record; use 'fixed_point' or 'anderson'"):
+            torch.export.export(model, inputs)

@@ -111,7 +111,7 @@ def test_a_head_records_hidden_states_where_its_base_was_never_built_alone(famil
     base = getattr(imbert_hf, f"IM{family}Model")
     new = type("NeverBuilt", (base,), {})
     monkeypatch.setitem(head.implicit_classes, getattr(transformers, f"{family}Model"), new)
-    model = head(config_of(f"IM{family}"))
+    model = head(config_of(f"IM{family}", attn_implementation="eager"))
     assert type(base_of(model)) is new
     outputs = model(batch["input_ids"], output_hidden_states=True, output_attentions=True)
     assert len(outputs.hidden_states) == 4

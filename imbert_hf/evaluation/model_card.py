@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.utils import httpx
+from huggingface_hub.errors import HTTPError
 
 import imbert_hf
 
@@ -144,7 +144,7 @@ def push(folder: Path, repo_id: str) -> str:
                 commit_message="Upload model and card",
             )
         )
-    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
+    except (OSError, RuntimeError, ValueError, HTTPError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"{repo_id} could not be pushed: {first}") from None
 
