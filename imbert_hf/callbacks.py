@@ -14,7 +14,7 @@ class IMBertStatisticsCallback(TrainerCallback):
         im_unconverged_rate   share of solves whose residual exceeds im_tolerance, or 1e-2 where that is 0
 
     Measuring costs one more evaluation of each implicit layer, so only one forward in `every` is measured. With a plain
-    BERT nothing is logged.
+    model nothing is logged.
 
     The Trainer calls reporting callbacks (TensorBoard, W&B) before those passed to it, so that these values reach the
     progress bar and state.log_history, but a report only after
@@ -34,7 +34,7 @@ class IMBertStatisticsCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.on_train_end(args, state, control)
-        if getattr(model.config, "model_type", None) != "imbert":
+        if not hasattr(model.config, "im_tolerance"):
             return
         self._tolerance = lambda: model.config.im_tolerance or 1e-2
         self._hooks = [

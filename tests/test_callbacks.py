@@ -3,9 +3,11 @@
 import pytest
 import torch
 from conftest import bert_config, imbert_config
+from families import FAMILIES, config_of
 from torch.utils.data import Dataset
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
+import imbert_hf
 from imbert_hf import IMBertForSequenceClassification, IMBertStatisticsCallback
 
 
@@ -37,14 +39,15 @@ def train(model, tmp_path, callbacks, **kwargs):
     return trainer
 
 
-def test_the_callback_logs_mean_worst_and_unconverged(tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_callback_logs_mean_worst_and_unconverged(family, tmp_path):
     seen = []
 
     class Record(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             seen.append(dict(logs))
 
-    model = IMBertForSequenceClassification(imbert_config())
+    model = getattr(imbert_hf, f"IM{family}ForSequenceClassification")(config_of(f"IM{family}"))
     trainer = train(model, tmp_path, [IMBertStatisticsCallback(every=2), Record()])
     for logs in seen[:3]:
         assert 0 < logs["im_residual_mean"] <= logs["im_residual_max"]

@@ -385,6 +385,7 @@ def test_checkpoint_keeps_its_im_fields_and_takes_a_new_classifier(arguments, be
         (["--task", "cola"], "argument --task: invalid choice: 'cola' (choose from "),
         (["--connection", "am-bert"], "argument --connection: invalid choice: 'am-bert' (choose from "),
         (["--connection", "bert", "--im_theta", "1"], "--im_theta has no effect with --connection bert; "),
+        (["--hub_token", "hf_secret"], "--hub_token would be pickled into training_args.bin and pushed; set HF_TOKEN"),
         (["--connection", "ex-bert", "--im_theta", "1"], "--im_theta must be 0.0 with --connection ex-bert, got 1.0."),
         (
             ["--connection", "ex-bert", "--im_vector_field", "increment"],

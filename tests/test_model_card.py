@@ -15,6 +15,7 @@ from test_checkpoints import STRANGER, files_of
 from transformers import BertForSequenceClassification, BertTokenizer
 
 from imbert_hf import IMBertForSequenceClassification
+from imbert_hf.card_upload import _is_saved_in
 from imbert_hf.evaluation.commands import card as command
 from imbert_hf.evaluation.loading import fingerprint
 from imbert_hf.evaluation.report import Journal
@@ -411,14 +412,14 @@ def test_bad_arguments(folder, tmp_path):
 
 def test_a_model_knows_whether_it_is_the_saved_one(folder):
     model = IMBertForSequenceClassification.from_pretrained(folder)
-    assert model._is_saved_in(folder)
-    assert model.half()._is_saved_in(folder)
+    assert _is_saved_in(folder, model)
+    assert _is_saved_in(folder, model.half())
     model.classifier.bias.data[0] += 1
-    assert not model._is_saved_in(folder)
+    assert not _is_saved_in(folder, model)
     other = IMBertForSequenceClassification.from_pretrained(folder, im_iterations=5)
-    assert not other._is_saved_in(folder)
+    assert not _is_saved_in(folder, other)
     other = IMBertForSequenceClassification.from_pretrained(folder, num_hidden_layers=1)
-    assert not other._is_saved_in(folder)
+    assert not _is_saved_in(folder, other)
 
 
 PUSH = """

@@ -10,6 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HUB_ID = "google-bert/bert-base-uncased"
+# What the table "Works with" covers: tests/test_<name>.py.
+ECOSYSTEM = (
+    *("families", "pipelines", "trainer", "loading", "compile", "export", "faults", "properties", "row_agreement"),
+    *("peft", "sentence_transformers", "metrics", "accelerate", "distributed", "push_to_hub"),
+)
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -36,3 +41,36 @@ def test_set_up_is_two_one_line_commands():
 def test_named_files_exist():
     for name in re.findall(r"(?:examples|tests|imbert_hf|model_cards)/[\w.]+\.\w+", README):
         assert (ROOT / name).exists(), name
+
+
+def works_with():
+    """Rows of the table: what, what was run, result, test."""
+    section = README.split("\n## Works with\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    assert lines[0] == "| what | what was run | result | test |"
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_every_row_of_works_with_is_a_test_and_every_such_test_a_row():
+    named = [row[3] for row in works_with()]
+    assert set(named) == {f"tests/test_{name}.py" for name in ECOSYSTEM}
+    for what, run, result, test in works_with():
+        assert what, test
+        assert run, test
+        assert result, test
+        assert re.search(r"^def test_", (ROOT / test).read_text(encoding="utf-8"), flags=re.MULTILINE), test
+
+
+def test_versions_of_works_with_are_those_that_are_run():
+    lines = (ROOT / "tests/constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    section = README.split("\n## Works with\n")[1].split("\n## ")[0]
+    lowest = re.search(r"^lowest=(\S+)$", (ROOT / ".ci/run").read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
+    assert f"transformers {lowest} and {pinned['transformers']} with torch {pinned['torch']}" in " ".join(
+        section.split()
+    )
+    assert f"transformers>={lowest.removesuffix('.0')},<6" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for what, *_ in works_with():
+        name, _, version = what.lower().partition(" ")
+        if name in pinned and version:
+            assert pinned[name].startswith(f"{version}."), what
