@@ -13,6 +13,10 @@
     python examples/finetune_glue.py --task mnli --model_name_or_path google-bert/bert-base-uncased \
         --im_theta 0.5 --im_layers -4 -3 -2 -1 --im_eval_iterations 5 --output_dir outputs/mnli-half
 
+    # theta from 0 to 1 over the first half of the training; what else one may take: R3F with plain BERT
+    python examples/finetune_glue.py ... --connection im-bert --theta_warmup 0.5 --output_dir outputs/warmup
+    python examples/finetune_glue.py ... --connection bert --r3f --output_dir outputs/r3f
+
 Every im_ field of IMBertConfig and every field of TrainingArguments is an argument. Each epoch ends with an evaluation
 and a checkpoint, and the most accurate model is kept, unless --eval_strategy or --save_strategy is given: then
 TrainingArguments' defaults hold. --resume_from_checkpoint takes a checkpoint folder, or "last".
@@ -51,7 +55,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 import imbert_hf
-from imbert_hf import IMBertConfig, IMBertForSequenceClassification
+from imbert_hf import IMBertConfig, IMBertForSequenceClassification, ThetaScheduleCallback
 from imbert_hf.configuration_imbert import ImplicitConfig
 
 
@@ -81,6 +85,10 @@ class ModelArguments(IMArguments):
     preset: Literal["paper"] | None = field(
         default=None, metadata={"help": "paper: every im_ field not given is IMBertConfig.paper()'s"}
     )
+    theta_warmup: float | None = field(
+        default=None, metadata={"help": "Share of the training over which theta rises from 0 to im_theta"}
+    )
+    r3f: bool = field(default=False, metadata={"help": "Train with the loss of R3F (Aghajanyan et al., ICLR 2021)"})
 
 
 @dataclass(kw_only=True)
@@ -146,8 +154,9 @@ def im_values(args: ModelArguments) -> dict[str, Any]:
             values["im_layers"] = text if text == "all" else [int(word) for word in text.split()]
         except ValueError:
             raise ValueError(f"--im_layers must be all, or layer indices such as 3,4,5, got {text!r}.") from None
-    if args.preset and args.connection != "im-bert":
-        raise ValueError(f"--preset {args.preset} needs --connection im-bert, got {args.connection!r}.")
+    for name in ("preset", "theta_warmup"):
+        if getattr(args, name) is not None and args.connection != "im-bert":
+            raise ValueError(f"--{name} {getattr(args, name)} needs --connection im-bert, got {args.connection!r}.")
     if args.connection == "bert" and values:
         raise ValueError(f"--{next(iter(values))} has no effect with --connection bert; leave it out or use im-bert.")
     if args.connection == "ex-bert":
@@ -274,6 +283,15 @@ def compute_metrics(prediction: EvalPrediction, task: str) -> dict[str, float]:
     return metrics
 
 
+class R3FTrainer(Trainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        from imbert_hf.evaluation.cost_references import r3f_losses  # of the extra "eval", needed here alone
+
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        return next(r3f_losses(model, inputs))
+
+
 class StepTimer(TrainerCallback):
     """Time within training steps; the Trainer's train_runtime holds evaluations and checkpoints, too."""
 
@@ -321,6 +339,9 @@ def main(argv: list[str] | None = None) -> None:
         texts, labels = TASKS[data_args.task]
         name, connection = model_args.model_name_or_path, model_args.connection
         model, tokenizer = load_model(name, connection, im, labels, data_args.max_seq_length)
+        callbacks: list[TrainerCallback] = []
+        if model_args.theta_warmup is not None:
+            callbacks.append(ThetaScheduleCallback(0.0, model.config.im_theta, model_args.theta_warmup))
     except ValueError as error:
         sys.exit(f"finetune_glue.py: error: {' '.join(str(error).split())}")
     git = git_state()
@@ -331,7 +352,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {split: rows.map(tokenize, batched=True) for split, rows in data.items()}  # the Trainer drops the texts
     evaluated = [split for split in data if split != "train"]
     timer = StepTimer()
-    trainer = Trainer(
+    trainer = (R3FTrainer if model_args.r3f else Trainer)(
         model=model,
         args=args,
         train_dataset=inputs["train"],
@@ -339,7 +360,7 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=lambda prediction: compute_metrics(prediction, data_args.task),
-        callbacks=[timer],
+        callbacks=[*callbacks, timer],
     )
     if trainer.is_world_process_zero():
         # An earlier run's results must not pass for this one's, nor its checkpoints for points to resume from.

@@ -8,7 +8,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, BertTokenizer, RobertaTokenizer
 
 from . import modeling_electra_imbert, modeling_imbert, modeling_roberta_imbert
-from .callbacks import IMBertStatisticsCallback
+from .callbacks import IMBertStatisticsCallback, ThetaScheduleCallback
 from .card_upload import send_cards
 from .configuration_imbert import IM_VERSION, IMBertConfig, IMElectraConfig, IMRobertaConfig
 from .gradients_imbert import Implicit, OneStep, Unrolled, implicit_step
@@ -90,6 +90,7 @@ __all__ = [
     "Implicit",
     "OneStep",
     "Solution",
+    "ThetaScheduleCallback",
     "Unrolled",
     "implicit_step",
 ]

@@ -1,4 +1,4 @@
-"""Trainer callbacks."""
+"""Trainer callbacks: how well the layers solve their relation, and theta as a schedule."""
 
 import torch
 from transformers import TrainerCallback
@@ -72,3 +72,46 @@ class IMBertStatisticsCallback(TrainerCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+class ThetaScheduleCallback(TrainerCallback):
+    """Moves config.im_theta in a straight line during training: a path from BERT to IM-BERT.
+
+    With the increment field and step size 1 a theta of 0 is BERT itself, and costs as much; fine-tuning can then follow
+    the solution of the theta method instead of leaving the pretrained features at once.
+
+    After k steps theta is start + (end - start) min(1, k / n), n the integer nearest to fraction * max_steps, at least
+    1. It is computed from the Trainer's global step alone: a resumed run goes on where it was, whatever its model's
+    config says. A checkpoint holds the theta of its step, and only those at `end` compete for the best one: what
+    evaluations before have found is forgotten.
+
+    Args:
+        start: theta at the first step, 0 <= float <= 1.
+        end: theta after the first n steps, 0 <= float <= 1.
+        fraction: share of the training that the path takes, 0 < float <= 1.
+
+    Raises:
+        ValueError: an argument outside of these, or, when training begins, a model without im_theta.
+    """
+
+    def __init__(self, start: float = 0.0, end: float = 1.0, fraction: float = 0.5):
+        for name, value in {"start": start, "end": end}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}.")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must be a number > 0 and <= 1, got {fraction!r}.")
+        self.start, self.end, self.fraction = start, end, fraction
+
+    def _steps(self, state) -> int:
+        return max(1, round(self.fraction * state.max_steps))
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if not hasattr(model.config, "im_theta"):
+            raise ValueError(f"ThetaScheduleCallback needs a model with im_theta, got {type(model).__name__}.")
+        share = min(1.0, state.global_step / self._steps(state))
+        model.config.im_theta = self.start * (1 - share) + self.end * share
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.on_train_begin(args, state, control, **kwargs)  # before the evaluation and the checkpoint of this step
+        if state.global_step <= self._steps(state):  # all that was evaluated so far had another theta than `end`
+            state.best_metric = state.best_model_checkpoint = state.best_global_step = None

@@ -213,6 +213,26 @@ def test_tasks(task, arguments, data, tmp_path):
             assert "f1" not in results["metrics"][split]
 
 
+def test_theta_rises_to_im_theta(arguments, tmp_path):
+    glue.main(arguments("--theta_warmup", "0.5", "--im_theta", "0.8", "--num_train_epochs", "2"))
+    results = results_of(tmp_path / "out")
+    assert results["im_fields"]["im_theta"] == 0.8
+    assert results["arguments"]["model"]["theta_warmup"] == 0.5
+    config = json.loads((Path(results["best_checkpoint"]) / "config.json").read_text(encoding="utf-8"))
+    assert config["im_theta"] == 0.8
+
+
+def test_r3f_adds_the_divergence_under_noise(arguments, monkeypatch, tmp_path):
+    """Without dropout its noise of 1e-5 adds next to nothing to the loss; the loss logged is that of both terms."""
+    from imbert_hf.evaluation import cost_references
+
+    found, r3f = [], cost_references.r3f_losses
+    monkeypatch.setattr(cost_references, "r3f_losses", lambda m, b: (found.append(loss) or loss for loss in r3f(m, b)))
+    glue.main(arguments("--connection", "bert", "--r3f", "--max_steps", "2", "--logging_steps", "1"))
+    logged = [entry["loss"] for entry in results_of(tmp_path / "out")["history"] if "loss" in entry]
+    assert [loss.item() for loss in found] == pytest.approx(logged, rel=1e-3)
+
+
 def test_f1_by_hand():
     # Predicted 1 1 0 0 1 for 1 0 0 1 1: two true positives, one false positive, one false negative.
     logits = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0], [0, 1]]).numpy()
@@ -385,6 +405,11 @@ def test_checkpoint_keeps_its_im_fields_and_takes_a_new_classifier(arguments, be
         (["--task", "cola"], "argument --task: invalid choice: 'cola' (choose from "),
         (["--connection", "am-bert"], "argument --connection: invalid choice: 'am-bert' (choose from "),
         (["--connection", "bert", "--im_theta", "1"], "--im_theta has no effect with --connection bert; "),
+        (["--theta_warmup", "2"], "fraction must be a number > 0 and <= 1, got 2.0."),
+        (
+            ["--connection", "bert", "--theta_warmup", "0.5"],
+            "--theta_warmup 0.5 needs --connection im-bert, got 'bert'.",
+        ),
         (["--hub_token", "hf_secret"], "--hub_token would be pickled into training_args.bin and pushed; set HF_TOKEN"),
         (["--connection", "ex-bert", "--im_theta", "1"], "--im_theta must be 0.0 with --connection ex-bert, got 1.0."),
         (
