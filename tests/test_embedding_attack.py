@@ -8,7 +8,7 @@ import pytest
 import torch
 from classifiers import WORDS, Linear, bert, classifier, imbert, save
 
-from imbert_hf import modeling_imbert
+from imbert_hf import implicit_imbert
 from imbert_hf.evaluation import cli
 from imbert_hf.evaluation.ascent import (
     Ascent,
@@ -144,14 +144,14 @@ def test_an_honest_model_passes():
 
 
 def test_a_model_that_detaches_its_solves_is_caught(monkeypatch):
-    honest = modeling_imbert.implicit_step
+    honest = implicit_imbert.implicit_step
 
     def detached(layer, x, **kwargs):
         solution = honest(layer, x, **kwargs)
         return replace(solution, value=solution.value.detach() + 1e-3 * (x - x.detach()))
 
     plain = imbert(im_layers=[])
-    monkeypatch.setattr(modeling_imbert, "implicit_step", detached)
+    monkeypatch.setattr(implicit_imbert, "implicit_step", detached)
     _, failed = checks(imbert(), plain)
     assert "gradient" in failed
     assert {"large_radius", "transfer"} & set(failed)

@@ -17,7 +17,7 @@ class Logits(torch.nn.Module):
     def __init__(self, **kwargs):
         super().__init__()
         torch.manual_seed(0)  # the same embeddings for all
-        self.model = lively(IMBertForSequenceClassification(imbert_config(num_hidden_layers=2, **kwargs))).eval()
+        self.model = lively(IMBertForSequenceClassification(imbert_config(**{"num_hidden_layers": 2, **kwargs}))).eval()
 
     def forward(self, input_ids, attention_mask):
         return self.model(input_ids, attention_mask).logits
@@ -47,7 +47,7 @@ def test_export_with_dynamic_sizes(solver):
 def test_onnx_with_dynamic_sizes(solver, tmp_path):
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    model = Logits(im_solver=solver)
+    model = Logits(im_solver=solver, num_hidden_layers=1)
     with torch.no_grad():
         torch.onnx.export(
             model,
