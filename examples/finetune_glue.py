@@ -124,7 +124,8 @@ def parse(argv: list[str]) -> Any:
     )
     if unknown:
         own = ", ".join(f"--{f.name}" for kind in (ModelArguments, DataArguments) for f in fields(kind))
-        raise ValueError(f"{unknown[0]} is no argument; there are {own}, and those of TrainingArguments.")
+        name = unknown[0].partition("=")[0]  # without the value, which may be a token
+        raise ValueError(f"{name} is no argument; there are {own}, and those of TrainingArguments.")
     if arguments[2].hub_token is not None:
         raise ValueError("--hub_token would be pickled into training_args.bin and pushed; set HF_TOKEN in its place.")
     return arguments

@@ -10,6 +10,7 @@ again.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--commit_message", default="Upload model, tokenizer and card")
     parser.add_argument("--token", help="better HF_TOKEN or hf auth login: other users see the words of a command")
     args = parser.parse_args(argv)
+    if args.token is not None and not re.fullmatch(r"[!-~]+", args.token):  # an HTTP error would quote it
+        sys.exit("push_to_hub.py: error: --token must be printable ASCII without spaces or line ends.")
     try:
         auto_class = check(args.folder)
         commit = push(args)

@@ -29,8 +29,13 @@ def _upload_modified_files(self: Any, working_dir: Any, *args, **kwargs) -> Any:
 
 
 def _is_saved_in(folder: str, model: Any) -> bool:
-    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    try:
+        saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    except (OSError, RuntimeError, ValueError):  # nothing to load, or of another shape
+        return False
     theirs, own = saved.state_dict(), model.state_dict()
+    if any(value.is_meta for value in own.values()):  # offloaded: not looked at
+        return False
     return (
         {n: v for n, v in vars(saved.config).items() if n.startswith("im_")}
         == {n: v for n, v in vars(model.config).items() if n.startswith("im_")}

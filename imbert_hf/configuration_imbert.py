@@ -159,6 +159,11 @@ class ImplicitConfig(PretrainedConfig):
     im_gradient: str = "implicit"
     im_gradient_iterations: int | None = None
 
+    def __init_subclass__(cls, *args, **kwargs):
+        if "__init__" not in vars(cls):  # transformers would write one, which sets every field for itself
+            cls.__init__ = ImplicitConfig.__init__  # type: ignore[method-assign]
+        super().__init_subclass__(*args, **kwargs)
+
     def __init__(self, **kwargs):
         refuse_unknown_im_names(kwargs, type(self).__name__)
         im_values = {name: kwargs.pop(name, getattr(type(self), name)) for name in IM_FIELDS}
@@ -236,9 +241,8 @@ class ImplicitConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        refuse_unknown_im_names(
-            kwargs, cls.__name__
-        )  # transformers hands an unknown keyword on to the model, or drops it
+        # transformers hands an unknown keyword on to the model, or drops it
+        refuse_unknown_im_names(kwargs, cls.__name__)
         config = super().from_dict(config_dict, **kwargs)
         (config[0] if isinstance(config, tuple) else config).check_im_fields()
         return config
@@ -269,7 +273,6 @@ class IMBertConfig(ImplicitConfig, BertConfig):
         *("PreTraining", "MaskedLM", "NextSentencePrediction", "SequenceClassification", "MultipleChoice"),
         *("TokenClassification", "QuestionAnswering"),
     )
-    __init__ = ImplicitConfig.__init__  # transformers writes one where the class itself has none
 
 
 class IMRobertaConfig(ImplicitConfig, RobertaConfig):
@@ -281,7 +284,6 @@ class IMRobertaConfig(ImplicitConfig, RobertaConfig):
         "IMRoberta",
         *("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"),
     )
-    __init__ = ImplicitConfig.__init__
 
 
 class IMElectraConfig(ImplicitConfig, ElectraConfig):
@@ -293,7 +295,6 @@ class IMElectraConfig(ImplicitConfig, ElectraConfig):
         "IMElectra",
         *("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"),
     )
-    __init__ = ImplicitConfig.__init__
 
 
 __all__ = ["IMBertConfig", "IMElectraConfig", "IMRobertaConfig"]

@@ -6,6 +6,7 @@ the family's unchanged layer as F. No parameter is added, none renamed: the fami
 This file travels with every checkpoint: it imports torch, transformers, the standard library and its sisters alone.
 """
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -94,13 +95,16 @@ class ImplicitLayer:
 
 def model_forward(family_forward: Callable) -> Callable:
     """The forward of a family's encoder model, with what its implicit layers share handed on to them."""
+    names = list(inspect.signature(family_forward).parameters)[3:]  # after self, input_ids and attention_mask
 
     @wraps(family_forward)
     def forward(self: Any, input_ids=None, attention_mask=None, *args, im_statistics=None, **kwargs):
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
         for name in ("past_key_values", "encoder_hidden_states"):
-            if kwargs.get(name) is not None:
+            if given.get(name) is not None:
                 raise ValueError(
-                    f"{name} must be None for IM-BERT: each evaluation of a layer would write the cache again."
+                    f"{name} must be None for {self.config.model_type!r}, got a {type(given[name]).__name__}: each "
+                    "evaluation of a layer would write the cache again."
                 )
         im_pass = Pass(self.config, token_mask(attention_mask), im_statistics)
         outputs = family_forward(self, input_ids, attention_mask, *args, im_pass=im_pass, **kwargs)
@@ -138,9 +142,14 @@ class ImplicitPreTrainedModel:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         for module in self.modules():  # type: ignore[attr-defined]
             module.__class__ = self.implicit_classes.get(type(module), type(module))
-            if module is not self and isinstance(module, PreTrainedModel):
-                # Where a model is built, transformers notes by its class which outputs it can record; this was another.
-                PreTrainedModel.__init__(module.__class__.__new__(module.__class__), config)
+            if not isinstance(module, PreTrainedModel):
+                continue
+            # What transformers notes by the class of a model, where it is built, was noted by the family's:
+            kind = type(module)
+            for name in ("_no_split_modules", "_skip_keys_device_placement"):
+                setattr(module, name, list(getattr(kind, name)))
+            if module is not self:  # which outputs it can record
+                PreTrainedModel.__init__(kind.__new__(kind), config)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args, **kwargs) -> Any:

@@ -1,8 +1,10 @@
-"""Saving all or nothing: a save that fails, on a full disk for one, leaves the checkpoint that was there as it was.
+"""Saving aside: a save that fails while it writes, on a full disk for one, leaves the checkpoint that was there.
 
 Transformers writes in place, file by file: after a failure in the middle the folder holds a new config beside old
-weights, or some new shards among old ones, and loads without a word. The files that travel with a checkpoint open no
-file, so this is no part of them: without this package a model is saved as transformers saves it.
+weights, or some new shards among old ones, and loads without a word. Here a save first writes a folder aside,
+`.saving-...`, on the same disk, which has to hold both; then each file is renamed, one after the other. A process
+killed while it writes leaves that folder, which may be deleted. The files that travel with a checkpoint open no file,
+so this is no part of them: without this package a model is saved as transformers saves it.
 """
 
 import re
@@ -11,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from .implicit_imbert import ImplicitPreTrainedModel
-
-
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def _save_pretrained(
@@ -36,11 +35,24 @@ def _save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
         save(aside, is_main_process, state_dict, **kwargs)
-        written = {path.replace(folder / path.name).name for path in list(Path(aside).iterdir())}
-    if any(map(_WEIGHTS.fullmatch, written)):
+        # What names the others comes last: code and weights, the index of the weights, the config.
+        names = [path.name for path in Path(aside).iterdir()]
+        names.sort(key=lambda name: (name == "config.json", ".index." in name))
+        for name in names:
+            Path(aside, name).replace(folder / name)
+    weights = _weights(kwargs.get("variant"))
+    if is_main_process and any(map(weights.fullmatch, names)):
         for path in list(folder.iterdir()):  # an earlier save in another number of files: it would be loaded
-            if _WEIGHTS.fullmatch(path.name) and path.name not in written:
+            if weights.fullmatch(path.name) and path.name not in names:
                 path.unlink()
+
+
+def _weights(variant: str | None) -> re.Pattern[str]:
+    """Matches the names that transformers gives to files of weights."""
+    of_variant = rf"\.{re.escape(variant)}" if variant else ""
+    return re.compile(
+        rf"model{of_variant}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{of_variant}\.json"
+    )
 
 
 def save_all_or_nothing() -> None:

@@ -197,3 +197,17 @@ def test_a_bert_config_becomes_one_of_imbert(tmp_path, caplog):
     config = IMBertConfig.from_pretrained(tmp_path, im_solver="anderson")
     assert (config.model_type, config.num_labels, config.im_solver) == ("imbert", 3, "anderson")
     assert "to instantiate a model of type" not in caplog.text
+
+
+def test_a_subclass_keeps_every_check_and_may_add_fields():
+    class Mine(IMBertConfig):
+        mine: int = 3
+
+    config = Mine(**TINY, im_layers=[0])
+    assert (config.mine, config.im_layers, config.auto_map) == (3, [0], IMBertConfig().auto_map)
+    assert Mine(mine=4).mine == 4
+    assert Mine.paper().im_solver == "gradient_descent"
+    with pytest.raises(ValueError, match="im_theta must be"):
+        Mine(im_theta=2)
+    with pytest.raises(ValueError, match="'im_thet' is no field of Mine"):
+        Mine(im_thet=1)

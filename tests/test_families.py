@@ -44,6 +44,24 @@ def test_exact_settings_are_the_family_bit_for_bit_with_dropout(name, setting, b
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_modules_that_are_never_split_are_modules_of_the_model(name):
+    """FSDP wraps them, and device_map="auto" keeps each of them on one device."""
+    _, model = pair_of(name)
+    kinds = {type(module).__name__ for module in model.modules()}
+    for module in (model, base_of(model)):
+        assert f"IM{family_of(name)}Layer" in module._no_split_modules
+        assert set(module._no_split_modules) <= kinds
+        assert set(module._skip_keys_device_placement) == {"im_statistics", "im_weights"}
+    accelerate = pytest.importorskip("accelerate")
+    for version in (1, 2):
+        plugin = accelerate.FullyShardedDataParallelPlugin(
+            fsdp_version=version, auto_wrap_policy="transformer_based_wrap"
+        )
+        plugin.set_auto_wrap_policy(model)
+        assert type(base_of(model).encoder.layer[0]) in plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_state_dicts_and_checkpoints_go_both_ways(name, tmp_path):
     plain, model = pair_of(name)
     assert list(model.state_dict()) == list(plain.state_dict())

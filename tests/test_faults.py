@@ -128,14 +128,11 @@ def test_weights_that_are_not_there(folder):
 
 
 @pytest.fixture
-def log(caplog):
-    logger = logging.getLogger("transformers")  # which does not propagate
-    logger.addHandler(caplog.handler)
-    level = logger.level  # which imbert-eval, run by another test, has raised
-    logger.setLevel(logging.WARNING)
-    yield caplog
-    logger.setLevel(level)
-    logger.removeHandler(caplog.handler)
+def log(caplog, monkeypatch):
+    logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "propagate", True)  # as it does where the variable CI is set, and there alone
+    with caplog.at_level(logging.WARNING, logger="transformers"):  # imbert-eval, run by another test, raises it
+        yield caplog
 
 
 def test_weights_of_another_shape_are_named(folder, log):
@@ -226,6 +223,24 @@ def test_a_save_in_another_number_of_files_leaves_no_older_weights(tmp_path):
         torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert len(list(tmp_path.glob("model*.safetensors*"))) == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_weights_of_a_variant_stand_beside_the_others(tmp_path):
+    half, full = model_of(0), model_of(1)
+    half.save_pretrained(tmp_path, variant="fp16", max_shard_size="20KB")
+    full.save_pretrained(tmp_path, max_shard_size="20KB")
+    half.save_pretrained(tmp_path, variant="fp16")
+    assert [path.name for path in tmp_path.glob("model*fp16*")] == ["model.fp16.safetensors"]
+    for variant, model in (("fp16", half), (None, full)):
+        loaded = IMBertForSequenceClassification.from_pretrained(tmp_path, variant=variant)
+        torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_another_process_deletes_nothing(tmp_path):
+    model_of(0).save_pretrained(tmp_path, max_shard_size="20KB")
+    before = set(contents(tmp_path))
+    model_of(1).save_pretrained(tmp_path, is_main_process=False)
+    assert before <= set(contents(tmp_path))
 
 
 class _DiskFillsUp(TrainerCallback):

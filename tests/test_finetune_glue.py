@@ -392,7 +392,7 @@ def test_checkpoint_keeps_its_im_fields_and_takes_a_new_classifier(arguments, be
     ("more", "sentence"),
     [
         (["--im_thet", "1"], "--im_thet is no argument; there are --im_theta, --im_layers,"),
-        (["--im-stepsize=1"], "--im-stepsize=1 is no argument; there are --im_theta, --im_layers,"),
+        (["--im-stepsize=1"], "--im-stepsize is no argument; there are --im_theta, --im_layers,"),
         (["--learning_rat", "1"], "--learning_rat is no argument; there are --im_theta"),
         (["--im_theta", "much"], "--im_theta/--im-theta: invalid float value: 'much'"),
         (["--im_theta", "2"], "im_theta must be a number from 0 to 1, got 2.0."),

@@ -410,7 +410,7 @@ def test_bad_arguments(folder, tmp_path):
         run(folder)
 
 
-def test_a_model_knows_whether_it_is_the_saved_one(folder):
+def test_a_model_knows_whether_it_is_the_saved_one(folder, tmp_path):
     model = IMBertForSequenceClassification.from_pretrained(folder)
     assert _is_saved_in(folder, model)
     assert _is_saved_in(folder, model.half())
@@ -420,6 +420,10 @@ def test_a_model_knows_whether_it_is_the_saved_one(folder):
     assert not _is_saved_in(folder, other)
     other = IMBertForSequenceClassification.from_pretrained(folder, num_hidden_layers=1)
     assert not _is_saved_in(folder, other)
+    model = IMBertForSequenceClassification.from_pretrained(folder)
+    assert _is_saved_in(folder, model)
+    assert not _is_saved_in(tmp_path / "removed since", model)
+    assert not _is_saved_in(folder, model.to("meta"))  # as are layers that accelerate keeps on the disk
 
 
 PUSH = """

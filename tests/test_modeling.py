@@ -191,6 +191,9 @@ def test_caches_and_cross_attention_are_refused(batch):
         model(**batch, past_key_values=transformers.DynamicCache())
     with pytest.raises(ValueError, match="encoder_hidden_states must be None"):
         model(**batch, encoder_hidden_states=torch.zeros(3, 9, 32))
+    positional = [batch["input_ids"], batch["attention_mask"], None, None, None, torch.zeros(3, 9, 32)]
+    with pytest.raises(ValueError, match="encoder_hidden_states must be None for 'imbert', got a Tensor"):
+        model(*positional)
 
 
 def test_masks_that_layers_take(batch):

@@ -42,8 +42,7 @@ def load_pretrained(
         model, loading = loaded
         model = model.to(device).eval()
     except Exception as error:  # broken files, other shapes, unknown devices: each library raises its own
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{path} cannot be loaded as a {what}: {first}") from None
+        raise ValueError(f"{path} cannot be loaded as a {what}: {first_line(error)}") from None
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"{path} is no trained {what}: its checkpoint lacks {missing[0]}.")
     # Without a vocabulary file, transformers 5 makes one of special tokens alone.
@@ -57,6 +56,11 @@ def load_pretrained(
     if tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {path} has no token to pad with.")
     return model, tokenizer
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that follow."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def longest_input(model: Any, tokenizer: Any) -> int:

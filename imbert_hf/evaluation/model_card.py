@@ -15,6 +15,7 @@ import imbert_hf
 
 from . import card_tables as tables
 from .card_results import Results, read_json
+from .loading import first_line
 from .report import write_whole
 from .tasks import HUB, TASKS
 
@@ -145,8 +146,7 @@ def push(folder: Path, repo_id: str) -> str:
             )
         )
     except (OSError, RuntimeError, ValueError, HTTPError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{repo_id} could not be pushed: {first}") from None
+        raise ValueError(f"{repo_id} could not be pushed: {first_line(error)}") from None
 
 
 def _hub_id(name: Any) -> str | None:
