@@ -32,9 +32,6 @@ from imbert_hf import IMBertConfig, IMBertForSequenceClassification  # noqa: E40
 from imbert_hf.configuration_imbert import IM_FIELDS  # noqa: E402
 
 
-# transformers 5.0, when two checkpoints are written within a second; it then sorts them by number, which is right.
-pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")
-
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "finetune_glue.py"
 specification = importlib.util.spec_from_file_location("finetune_glue", SCRIPT)
 glue = importlib.util.module_from_spec(specification)
