@@ -328,7 +328,8 @@ def git_state() -> dict[str, Any] | None:
     return None
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[str, Any] | None = None) -> None:
+    """The script, for another that has a Trainer of its own, and something to tell of it in results.json."""
     # What can be wrong is found before the output folder is touched, and said in one sentence.
     try:
         model_args, data_args, args = parse(sys.argv[1:] if argv is None else argv)
@@ -353,7 +354,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {split: rows.map(tokenize, batched=True) for split, rows in data.items()}  # the Trainer drops the texts
     evaluated = [split for split in data if split != "train"]
     timer = StepTimer()
-    trainer = (R3FTrainer if model_args.r3f else Trainer)(
+    trainer = (trainer_class or (R3FTrainer if model_args.r3f else Trainer))(
         model=model,
         args=args,
         train_dataset=inputs["train"],
@@ -396,6 +397,7 @@ def main(argv: list[str] | None = None) -> None:
         "history": trainer.state.log_history,
         "versions": {"python": platform.python_version()} | {m.__name__: str(m.__version__) for m in modules},
         "git": git,
+        **(about or {}),
     }
     part = folder / "results.json.part"
     part.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")

@@ -1,0 +1,162 @@
+"""Makes the runs of a plan, each a fine-tuning and what is measured of it, and goes on where it was stopped.
+
+    pip install "imbert-hf[eval,glue]"
+
+    # path/to/data holds <task>/train.jsonl and <task>/validation.jsonl, and adv_glue/dev_ann.json
+    python examples/study.py examples/study.yaml --data path/to/data --runs outputs/study --workers 2
+    python examples/study_report.py examples/study.yaml --runs outputs/study
+
+The plan, in YAML:
+
+    common: {model_name_or_path: google-bert/bert-base-uncased, num_train_epochs: 5}  # arguments of finetune_glue.py
+    models:                                                                           # name -> more of them
+      BERT: {connection: bert}
+      IM-BERT: {im_iterations: 3}
+      one at inference: {of: IM-BERT, im_eval_iterations: 1}  # the same weights, loaded with these fields
+      distilled: {teacher: IM-BERT, num_train_epochs: 5}      # arguments of distill.py
+    parts:                                                                            # made in this order
+      search: {tasks: [sst2], seeds: [0, 1], models: [BERT, IM-BERT], stages: [choice]}
+      main: {tasks: [sst2, rte], seeds: [0, 1, 2], models: [BERT, IM-BERT], stages: [choice, test, query]}
+
+Each run is kept in outputs/study/<task>-<seed>-<hash of its settings>.json, stage by stage:
+
+    train   finetune_glue.py, always the first; the weights stay in outputs/study/weights
+    choice  rows of the task's train file that no run trains on, clean, noisy and attacked: to choose a setting by
+    test    the same of the validation file, and AdvGLUE's dev set: to be looked at once, when all is chosen
+    query   the character attack on validation rows
+    cost    times of inference and of a training step to plain BERT's, in turns; with --workers 1 on an idle machine
+
+Runs of equal settings are one run, in whatever parts they are. What is killed is gone on with by whoever comes next,
+a training from its last epoch; several processes, on several machines with one folder, share the work. A run that
+fails or exceeds --time-limit is kept as such, and made again with --retry.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from filelock import FileLock, Timeout
+from study_plan import Run, read_plan, read_run, runs_of, write_run
+
+
+def main(argv: list[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else argv
+    args = parse(words)
+    try:
+        plan = read_plan(args.plan)
+        if unknown := [part for part in args.only or () if part not in plan["parts"]]:
+            raise ValueError(f"--only must be of {', '.join(plan['parts'])}, got {unknown[0]!r}.")
+        if args.workers < 1:
+            raise ValueError(f"--workers must be an integer >= 1, got {args.workers}.")
+        runs = list(runs_of(plan, args.only))
+        for task in {run.task for run in runs}:
+            if not (args.data / task / "train.jsonl").is_file():
+                raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
+    except ValueError as error:
+        sys.exit(f"study.py: error: {error}")
+    args.runs.mkdir(parents=True, exist_ok=True)
+    if args.run is not None:
+        from study_stages import make_run  # torch and all that; the others only wait
+
+        make_run(next(run for run in runs if run.name == args.run), args.data, args.runs, args.model)
+    elif args.workers == 1:
+        work(runs, args, words)
+    else:
+        share_out(args.workers, words)
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path, help="YAML file")
+    parser.add_argument("--data", type=Path, required=True, help="folder of <task>/<split>.jsonl and adv_glue")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the JSON files, begun or gone on with")
+    parser.add_argument("--model", metavar="DIR", help="a copy of the plan's model_name_or_path on this machine")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="of the plan's parts (default: all)")
+    parser.add_argument("--workers", type=int, default=1, help="processes, which share cores and GPUs (default: 1)")
+    parser.add_argument("--time-limit", type=float, default=7200, help="seconds a run may take (default: 7200)")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which no run is begun")
+    parser.add_argument("--retry", action="store_true", help="make again what failed or took too long")
+    parser.add_argument("--run", help=argparse.SUPPRESS)  # the one run that a worker's child makes
+    return parser.parse_args(words)
+
+
+def share_out(count: int, words: list[str]) -> None:
+    """Several processes of this script, each with its share of the cores and a GPU, where there are any."""
+    import torch
+
+    gpus, threads = torch.cuda.device_count(), str(max(1, (os.cpu_count() or 1) // count))
+    workers = []
+    for number in range(count):
+        device = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
+        command = [sys.executable, __file__, *words, "--workers", "1"]
+        workers.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads, **device}))
+    try:
+        sys.exit(max(worker.wait() for worker in workers))
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)
+        sys.exit("study.py: interrupted; the same command goes on")
+
+
+def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> None:
+    """Makes every run that nobody else is making, each in a process of its own."""
+    begun = time.monotonic()
+    for run in runs:
+        if time.monotonic() - begun > args.stop_after:
+            return
+        try:
+            # Given up by the system where its holder dies. Whoever trains weights also makes what else is of them.
+            with FileLock(args.runs / f".{run.taught_by.name}.lock", timeout=0):
+                kept = read_run(args.runs, run)
+                if not run.missing(kept) or (kept["problem"] and not args.retry):
+                    continue
+                problem = child(run, args, words)
+                write_run(args.runs, run, read_run(args.runs, run) | {"problem": problem})
+                print(progress(run, problem, runs, args.runs), flush=True)
+        except Timeout:
+            continue
+
+
+def child(run: Run, args: argparse.Namespace, words: list[str]) -> str | None:
+    """Makes the run. Returns what went wrong."""
+    log = args.runs / f".{run.name}.log"
+    with log.open("w", encoding="utf-8") as file:
+        command = [sys.executable, __file__, *words, "--run", run.name]
+        try:
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=args.time_limit).returncode
+        except subprocess.TimeoutExpired:
+            return f"exceeded the time limit of {args.time_limit:g} s"
+    if code == 0:
+        return None
+    said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return said[-1] if said else f"ended with {code}"
+
+
+def progress(run: Run, problem: str | None, runs: list[Run], folder: Path) -> str:
+    """One line: what was done, and about how long the rest takes at the pace of runs of the same task and model."""
+    spent: dict[Any, list[float]] = {}
+    left: dict[str, Run] = {}
+    for one in runs:
+        kept = read_run(folder, one)
+        if kept["problem"] is None and one.missing(kept):
+            left[one.name] = one
+        elif kept["problem"] is None:
+            spent.setdefault((one.task, one.model), []).append(sum(kept["seconds"].values()))
+    every = [seconds for of_kind in spent.values() for seconds in of_kind] or [0.0]
+    rest = sum(median(spent.get((one.task, one.model), every)) for one in left.values())
+    count = len({one.name for one in runs})
+    what = problem or f"{sum(read_run(folder, run)['seconds'].values()):.0f} s"
+    return (
+        f"[{count - len(left)}/{count}] {run.part}: {run.task}, seed {run.seed}, {run.model}: {what}; "
+        f"{rest / 60:.0f} minutes of one worker left"
+    )
+
+
+if __name__ == "__main__":
+    main()

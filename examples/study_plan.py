@@ -1,0 +1,132 @@
+"""The plan of study.py: which runs there are, and the JSON file that is kept of each."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+STAGES = ("train", "choice", "test", "query", "cost")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning and what is measured of it.
+
+    Attributes:
+        task, seed: of finetune_glue.py.
+        arguments: the others of finetune_glue.py, or of distill.py where there is a teacher.
+        teacher: arguments of the run whose weights are distilled.
+        fields: im_ fields that the model is given after the training.
+        part, model: what the plan calls them; runs of equal settings are one run, whatever they are called.
+        stages: of STAGES, in that order; "train" is always the first.
+    """
+
+    task: str
+    seed: int
+    arguments: dict[str, Any]
+    teacher: dict[str, Any]
+    fields: dict[str, Any]
+    part: str
+    model: str
+    stages: tuple[str, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the run depends on; `teacher` and `fields` where it has them."""
+        more = {name: getattr(self, name) for name in ("teacher", "fields") if getattr(self, name)}
+        return {"task": self.task, "seed": self.seed, "arguments": self.arguments, **more}
+
+    @property
+    def name(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        return f"{self.task}-{self.seed}-{digest[:10]}"
+
+    @property
+    def trained(self) -> "Run":
+        """The run that has these weights and no fields."""
+        return replace(self, fields={})
+
+    @property
+    def taught_by(self) -> "Run":
+        """The run whose weights are distilled; this one's own training where none are."""
+        return replace(self, arguments=self.teacher or self.arguments, teacher={}, fields={})
+
+    def missing(self, kept: dict[str, Any]) -> list[str]:
+        """Stages that are still to be made."""
+        return [stage for stage in self.stages if stage not in kept["stages"]]
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """The plan, its names checked.
+
+    Raises:
+        ValueError: the file is none, or a name in it is unknown.
+    """
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
+    for name in ("models", "parts"):
+        if not isinstance(plan, dict) or not isinstance(plan.get(name), dict):
+            raise ValueError(f"{path} must hold {name!r}, by name; it holds common, models and parts.")
+    for model, entry in plan["models"].items():
+        for name in [n for n in ("of", "teacher") if n in (entry or {})]:
+            base = plan["models"].get(entry[name], {"teacher": ""}) or {}
+            if {"of", "teacher"} & set(base):
+                allowed = "a model that has neither of nor teacher"
+                raise ValueError(f"{path}: {name} of {model!r} must be {allowed}, got {entry[name]!r}.")
+            if name == "of" and (odd := [one for one in entry if one != "of" and not one.startswith("im_")]):
+                raise ValueError(f"{path}: beside of, {model!r} may hold im_ fields alone, got {odd[0]!r}.")
+    for part, what in plan["parts"].items():
+        for name in ("tasks", "seeds", "models", "stages"):
+            if not isinstance(what, dict) or not isinstance(what.get(name), list):
+                raise ValueError(f"{path}: part {part!r} must hold {name!r}, a list.")
+        for name, known in (("models", list(plan["models"])), ("stages", list(STAGES))):
+            if unknown := [one for one in what[name] if one not in known]:
+                raise ValueError(f"{path}: {name} of {part!r} must be of {', '.join(known)}, got {unknown[0]!r}.")
+    return plan
+
+
+def runs_of(plan: dict[str, Any], only: list[str] | None = None) -> Iterator[Run]:
+    """The runs in the plan's order, seed by seed, so that a part that is stopped holds all of its models."""
+    for part, what in plan["parts"].items():
+        common = {**plan.get("common", {}), **what.get("arguments", {})}
+        for seed in what["seeds"] if only is None or part in only else ():
+            for task in what["tasks"]:
+                for model in what["models"]:
+                    own = dict(plan["models"][model] or {})
+                    base, teacher = own.pop("of", None), own.pop("teacher", None)
+                    arguments = common | ((plan["models"][base] or {}) if base else own)
+                    taught_by = common | (plan["models"][teacher] or {}) if teacher else {}
+                    stages = ("train", *(s for s in STAGES[1:] if s in what["stages"]))
+                    yield Run(task, seed, arguments, taught_by, own if base else {}, part, model, stages)
+
+
+def read_run(folder: Path, run: Run) -> dict[str, Any]:
+    """What is kept of a run: settings, stages, their seconds, and the problem that ended it, if any."""
+    try:
+        return json.loads((folder / f"{run.name}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"settings": run.settings, "stages": {}, "seconds": {}, "problem": None}
+
+
+def write_run(folder: Path, run: Run, kept: dict[str, Any]) -> None:
+    part = folder / f".{run.name}.part"
+    part.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(part, folder / f"{run.name}.json")  # whole or not at all
+
+
+def words_of(arguments: dict[str, Any]) -> list[str]:
+    """Arguments as words of a command line; true is a flag, and null leaves one out."""
+    words = []
+    for name, value in arguments.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *(str(v) for v in values if v is not True)]
+    return words

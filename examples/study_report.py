@@ -1,0 +1,233 @@
+"""Renders the tables and pictures of a study from the JSON files of its runs; the same files give the same output.
+
+    python examples/study_report.py examples/study.yaml --runs model_cards/runs --output model_cards/study.md \
+        --readme README.md
+
+Writes OUTPUT, a picture beside it for each table, and, where --readme is given, what stands there between the lines
+`<!-- study: PART -->` and `<!-- /study -->`: the tables of PART. What was not run is marked so.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy
+from matplotlib.figure import Figure
+from study_plan import Run, read_plan, read_run, runs_of
+from tabulate import tabulate
+
+from imbert_hf.evaluation.report import write_whole
+from imbert_hf.evaluation.statistics import paired_difference
+
+
+NOT_RUN = "not run"
+# column -> what it says
+MEASURES = {
+    "clean": "accuracy",
+    "noise": "accuracy under typos (keyboard, swap, deletion) and an added clause, mean of the four",
+    "embedding": "accuracy under the attack on the embeddings",
+    "query": "accuracy under the character attack",
+    "AdvGLUE": "accuracy on AdvGLUE dev",
+    "originals": "accuracy on the originals of AdvGLUE's rows",
+    "both": "original and attacked text both right",
+}
+HEAD = """# Study
+
+Rendered from the JSON of every run by `python examples/study_report.py {plan} --runs {runs} --output {output}`;
+the plan is [{plan}]({up}{plan}). Accuracies in percent: mean over seeds ± standard deviation over seeds. Differences to
+the first row in points, with a 95 % interval over rows and seeds (paired bootstrap, widened to Student's t over the
+seeds); **bold** where it excludes 0. No correction is made for how many comparisons one reads. Tables named "choice"
+are of rows of the train file that no run trained on; settings were chosen by these alone, and only then the validation
+and AdvGLUE rows looked at.
+
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The kept runs of one model on one task, by seed; None where a seed was not run."""
+
+    model: str
+    kept: dict[int, dict[str, Any] | None]
+
+    def rows(self, stage: str, measure: str) -> dict[int, numpy.ndarray]:
+        """seed -> (n,) bool, which rows are right; seeds that were run."""
+        found = {}
+        for seed, kept in self.kept.items():
+            if kept is not None and (texts := of_measure(kept["stages"], stage, measure)):
+                found[seed] = numpy.array([c == "1" for c in "".join(texts) if c != "-"])
+        return found
+
+
+def of_measure(stages: dict[str, Any], stage: str, measure: str) -> list[str]:
+    """The texts of a measure, a digit a row; none where it was not made."""
+    if measure == "query":
+        return [stages["query"]["after"]] if stage == "test" and "query" in stages else []
+    made = stages.get(stage, {})
+    if measure in ("clean", "embedding"):
+        return [made[measure]] if made else []
+    if measure == "noise":
+        return list(made.get("noise", {}).values())
+    tasks = made.get("advglue", {}).values()
+    if measure == "AdvGLUE":
+        return [task["attacked"] for task in tasks]
+    if measure == "originals":
+        return [task["original"] for task in tasks]
+    both = {("1", "1"): "1", ("1", "0"): "0", ("0", "1"): "0", ("0", "0"): "0"}
+    return ["".join(both.get(pair, "-") for pair in zip(t["original"], t["attacked"], strict=True)) for t in tasks]
+
+
+def cells_of(runs: Iterable[Run], folder: Path) -> list[Cell]:
+    kept: dict[str, dict[int, dict[str, Any] | None]] = {}
+    for run in runs:
+        made = read_run(folder, run)
+        kept.setdefault(run.model, {})[run.seed] = made if made["stages"] else None
+    return [Cell(model, seeds) for model, seeds in kept.items()]
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    if not values:
+        return NOT_RUN
+    text = f"{numpy.mean(values):.{digits}f}"
+    return f"{text} ± {numpy.std(values, ddof=1):.{digits}f}" if len(values) > 1 else text
+
+
+def accuracies(cells: list[Cell], stage: str) -> str:
+    """A table: each model's seeds, accuracies and cost."""
+    lines = []
+    for cell in cells:
+        made = [kept for kept in cell.kept.values() if kept is not None and stage in kept["stages"]]
+        line = {"": cell.model, "seeds": f"{len(made)} of {len(cell.kept)}"}
+        for measure in MEASURES:
+            line[measure] = spread([100 * float(r.mean()) for r in cell.rows(stage, measure).values()])
+        line["growth"] = spread([kept["stages"][stage]["growth"] for kept in made], 2)
+        residuals = [kept["stages"][stage]["residual"] for kept in made]
+        line["residual"] = spread([r for r in residuals if r is not None], 3) if any(residuals) or not made else ""
+        costs = [kept["stages"]["cost"] for kept in made if "cost" in kept["stages"]]
+        for what in ("inference", "training"):
+            line[f"{what} cost"] = spread([cost[what]["ratio"] for cost in costs], 2)
+        lines.append(line)
+    kept_columns = [name for name in lines[0] if any(line[name] != NOT_RUN for line in lines) or name == "clean"]
+    return tabulate(
+        [{name: line[name] for name in kept_columns} for line in lines], "keys", "pipe", disable_numparse=True
+    )
+
+
+def differences(cells: list[Cell], stage: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """measure -> model -> its difference to the first, in points, over the seeds that both were run with."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for measure in MEASURES:
+        first = cells[0].rows(stage, measure)
+        for cell in cells[1:]:
+            own = cell.rows(stage, measure)
+            if pairs := [(own[seed], first[seed]) for seed in own if seed in first]:
+                found.setdefault(measure, {})[cell.model] = paired_difference(pairs)
+    return found
+
+
+def difference_table(cells: list[Cell], found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    def text(d: dict[str, Any] | None) -> str:
+        if d is None:
+            return NOT_RUN
+        low, high = (100 * end for end in d["ci95"])
+        number = f"{100 * d['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        return f"**{number}**" if d["resolved"] else number
+
+    lines = [{"": c.model} | {measure: text(of.get(c.model)) for measure, of in found.items()} for c in cells[1:]]
+    return tabulate(lines, "keys", "pipe", disable_numparse=True)
+
+
+def picture(cells: list[Cell], found: dict[str, dict[str, dict[str, Any]]], title: str) -> Figure:
+    """A panel a measure: every model's difference to the first, with its interval."""
+    models = [cell.model for cell in cells[1:]]
+    figure = Figure(figsize=(2.5 + 2.2 * len(found), 1.2 + 0.28 * len(models)), layout="constrained")
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for ax, (measure, of) in zip(axes, found.items(), strict=True):
+        for y, model in enumerate(models):
+            if model in of:
+                middle, (low, high) = 100 * of[model]["difference"], (100 * end for end in of[model]["ci95"])
+                ax.plot([low, high], [y, y], color="tab:blue" if of[model]["resolved"] else "0.6")
+                ax.plot(middle, y, "o", color="tab:blue" if of[model]["resolved"] else "0.6", markersize=4)
+        ax.axvline(0, color="0.8", zorder=0)
+        ax.set_title(measure, fontsize="medium")
+    axes[0].set_yticks(range(len(models)), models)
+    axes[0].invert_yaxis()
+    figure.suptitle(f"{title}: points over {cells[0].model}", fontsize="medium")
+    return figure
+
+
+def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
+    """part -> its tables, in Markdown; the pictures are written."""
+    found: dict[str, str] = {}
+    for part, what in plan["parts"].items():
+        texts = []
+        for task in what["tasks"]:
+            cells = cells_of((run for run in runs_of(plan, [part]) if run.task == task), runs)
+            stages = [stage for stage in ("choice", "test") if stage in what["stages"]]
+            for stage in stages:
+                title = f"{part}, {task}, {'validation' if stage == 'test' else stage}"
+                apart = differences(cells, stage)
+                text = f"### {title}\n\n{accuracies(cells, stage)}\n"
+                if apart:
+                    name = re.sub(r"\W+", "-", f"{output.stem}-{title}") + ".png"
+                    save = partial(picture(cells, apart, title).savefig, dpi=100, format="png")
+                    write_whole(output.with_name(name), save)
+                    text += (
+                        f"\nPoints over {cells[0].model}:\n\n{difference_table(cells, apart)}\n\n![{title}]({name})\n"
+                    )
+                texts.append(text)
+        found[part] = "\n".join(texts)
+    return found
+
+
+def insert(readme: Path, found: dict[str, str]) -> str:
+    """The text of the file with what stands between the marks replaced."""
+
+    def tables(match: re.Match[str]) -> str:
+        if match[1] not in found:
+            raise ValueError(f"{readme} has a mark for {match[1]!r}, which the plan lacks.")
+        shown = re.sub(r"^!\[.*\n", "", found[match[1]], flags=re.MULTILINE).strip()
+        return f"<!-- study: {match[1]} -->\n{shown}\n<!-- /study -->"
+
+    text = readme.read_text(encoding="utf-8")
+    return re.sub(r"<!-- study: (.+?) -->\n.*?<!-- /study -->", tables, text, flags=re.DOTALL)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path, help="YAML file of study.py")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of study.py's JSON files")
+    parser.add_argument("--output", type=Path, required=True, help="Markdown file; pictures are written beside it")
+    parser.add_argument("--readme", type=Path, help="file with marks, to put tables in")
+    args = parser.parse_args(argv)
+    try:
+        plan = read_plan(args.plan)
+        if not any(args.runs.glob("*.json")):
+            raise ValueError(f"--runs {args.runs} holds no JSON file.")
+        if not args.output.parent.is_dir():
+            raise ValueError(f"--output {args.output}: the folder does not exist.")
+        found = sections(plan, args.runs, args.output)
+        changed = insert(args.readme, found) if args.readme else None
+    except (ValueError, OSError) as error:
+        sys.exit(f"study_report.py: error: {error}")
+    up = "../" * (len(args.output.parts) - 1)
+    head = HEAD.format(plan=args.plan, runs=args.runs, output=args.output, up=up)
+    legend = "\n".join(f"- {name}: {what}" for name, what in MEASURES.items())
+    more = (
+        "- growth: of the relative difference from the first hidden state to the last, words moved at random\n"
+        "- residual: mean relative residual of the solves\n"
+        "- inference cost, training cost: times to those of plain BERT with the same weights\n"
+    )
+    text = f"{head}{legend}\n{more}\n" + "\n".join(f"## {part}\n\n{tables}" for part, tables in found.items())
+    write_whole(args.output, lambda path: path.write_text(text, encoding="utf-8"))
+    if changed is not None:
+        write_whole(args.readme, lambda path: path.write_text(changed, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
