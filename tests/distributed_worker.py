@@ -2,12 +2,15 @@
 
 torchrun starts it with the name of a file; there rank 0 saves {(way, gradient, solver): what train returned}, or the
 sentence of a ValueError in its place. Without a way, `train` is the run on one process that the others have to equal.
+With the name of a .json file it runs examples/finetune_glue.py once for each list of arguments there.
 """
 
 import itertools
+import json
 import sys
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -108,5 +111,14 @@ def main(path):
     dist.destroy_process_group()
 
 
+def run_example(path):
+    torch.set_num_threads(1)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+    from finetune_glue import main
+
+    for arguments in json.loads(Path(path).read_text()):
+        main(arguments)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    (run_example if sys.argv[1].endswith(".json") else main)(sys.argv[1])

@@ -127,7 +127,6 @@ def example(tmp_path_factory):
             "data_dir": folder,
             "task": "sst2",
             "max_seq_length": 32,
-            "im_iterations": 2,
             "output_dir": out,
             "per_device_train_batch_size": 8 // processes,
             "per_device_eval_batch_size": 8 // processes,
@@ -154,10 +153,11 @@ def runs(example):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "glue"]
-    node = (TORCHRUN, "--nnodes", 2, "--nproc_per_node", 1, *rendezvous, SCRIPT)
+    # As the README has it.
+    meeting = ["--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port]
     disks = [folder / "node0", folder / "node1"]
-    run_together(folder, *((*node, *arguments(disk, processes=2)) for disk in disks))
+    nodes = [(TORCHRUN, "--nnodes", 2, "--node_rank", rank, *meeting, SCRIPT) for rank in range(2)]
+    run_together(folder, *((*n, *arguments(disk, processes=2)) for n, disk in zip(nodes, disks, strict=True)))
     return folder / "one", *sorted(disks, key=lambda disk: not (disk / "results.json").exists())
 
 
@@ -173,6 +173,34 @@ def assert_same_run(first, second):
         assert [e[name] for e in others["history"] if name in e] == pytest.approx(
             [e[name] for e in results["history"] if name in e], rel=1e-5, abs=2e-6
         )
+
+
+EXAMPLES = {
+    **{
+        f"{solver} {gradient}": ["--im_solver", solver, "--im_gradient", gradient]
+        for solver, gradient in itertools.product(worker.SOLVERS, ("implicit", "one_step"))
+    },
+    "R3F": ["--connection", "bert", "--r3f"],
+}
+
+
+def test_the_example_with_every_solver_and_r3f(example):
+    folder, arguments = example
+    ways = {"alone": 1, "in two": 2}
+    commands = {
+        way: [
+            [*arguments(folder / way / name, "--max_steps", "2", "--save_strategy", "no", processes=processes), *words]
+            for name, words in EXAMPLES.items()
+        ]
+        for way, processes in ways.items()
+    }
+    for words in commands["alone"]:
+        glue.main(words)
+    (folder / "commands.json").write_text(json.dumps(commands["in two"]))
+    script = Path(worker.__file__)
+    run_together(folder, (TORCHRUN, "--standalone", "--nproc_per_node", 2, script, folder / "commands.json"))
+    for name in EXAMPLES:
+        assert_same_run(folder / "alone" / name, folder / "in two" / name)
 
 
 def test_the_example_with_accumulated_gradients(example, runs):

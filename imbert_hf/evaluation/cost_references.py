@@ -223,13 +223,13 @@ def r3f_losses(model: Any, batch: Batch, *, noise: float = 1e-5, weight: float =
     """R3F: the loss, and `weight` times the symmetric Kullback-Leibler divergence to the outputs for noisy embeddings.
 
     Args:
-        model: of transformers, with inputs_embeds.
+        model: of transformers, with inputs_embeds; or DistributedDataParallel around one.
         batch: input_ids, attention_mask, labels.
         noise: half the width of the uniform noise on each component of the word embeddings.
         weight: lambda of the paper.
     """
     rest = {name: value for name, value in batch.items() if name != "input_ids"}
-    embedded = model.get_input_embeddings()(batch["input_ids"])
+    embedded = getattr(model, "module", model).get_input_embeddings()(batch["input_ids"])
     clean = model(inputs_embeds=embedded, **rest)
     noisy = model(inputs_embeds=embedded + noise * (2 * torch.rand_like(embedded) - 1), **rest)
     p, q = (output.logits.float().log_softmax(dim=-1) for output in (clean, noisy))
