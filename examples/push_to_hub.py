@@ -10,7 +10,9 @@ again.
 """
 
 import argparse
+import ast
 import re
+import symtable
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,7 @@ from typing import Any
 import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
-from transformers.dynamic_module_utils import get_relative_import_files
 
 import imbert_hf  # registers its classes with the Auto classes
 
@@ -60,9 +60,15 @@ def check(folder: Path) -> str:
         # Pickled weights are not sent; transformers draws anew what a file lacks, with a warning alone.
         options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
         _, report = getattr(transformers, auto_class).from_pretrained(folder, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # each library raises its own for a damaged file
         raise ValueError(f"{folder} cannot be loaded: {first_line(error)}") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        said = f"{type(error).__name__}: {first_line(error)}"  # of a KeyError the text is the key alone
+        raise ValueError(f"{folder} holds a tokenizer that cannot be loaded: {said}") from None
     if report["missing_keys"]:
         raise ValueError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys']))}.")
     # Without a vocabulary file, transformers makes a tokenizer of special tokens alone.
@@ -74,14 +80,27 @@ def check(folder: Path) -> str:
 
 
 def check_code(folder: Path, config: Any) -> None:
-    """Refuses a folder that trust_remote_code=True could not open, where imbert_hf is not installed."""
+    """Refuses code that lacks a file or a name, or does not compile. It is read and not run: imbert_hf is there."""
     if PreTrainedConfig.get_config_dict(folder)[0].get("auto_map") != config.auto_map:
         raise ValueError(f"auto_map in {folder / 'config.json'} is not this version's; save the model again.")
-    try:
-        for reference in config.auto_map.values():
-            get_relative_import_files(folder / f"{reference.split('.')[0]}.py")
-    except FileNotFoundError as error:
-        raise ValueError(f"{error.filename} is missing; save_pretrained of the model writes the code there.") from None
+    repair = "save_pretrained of the model writes the code there"
+    wanted = [tuple(reference.split(".")) for reference in config.auto_map.values()]  # module, name
+    defined: dict[str, set[str]] = {}
+    for module, name in wanted:  # which grows by what each module imports from the others
+        path = folder / f"{module}.py"
+        if module not in defined:
+            try:
+                source = path.read_text(encoding="utf-8")
+                tree, table = ast.parse(source), symtable.symtable(source, str(path), "exec")
+            except FileNotFoundError:
+                raise ValueError(f"{path} is missing; {repair}.") from None
+            except (SyntaxError, ValueError) as error:
+                raise ValueError(f"{path} does not compile: {first_line(error).rstrip('.')}; {repair}.") from None
+            defined[module] = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+            imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+            wanted += [(str(node.module), alias.name) for node in imports for alias in node.names]
+        if name not in defined[module]:
+            raise ValueError(f"{path} defines no {name}; {repair}.")
 
 
 def auto_class_of(folder: Path, config: Any) -> str:

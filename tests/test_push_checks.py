@@ -34,6 +34,10 @@ def edit(**changes):
     return change
 
 
+def write(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
 def truncate(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
@@ -72,10 +76,17 @@ def untokenized(folder):
         (edit(hidden_size=64), "{folder} cannot be loaded: "),
         (remove("modeling_imbert.py"), "{folder}/modeling_imbert.py is missing; save_pretrained"),
         (remove("solvers_imbert.py"), "{folder}/solvers_imbert.py is missing; save_pretrained"),
+        (write("modeling_imbert.py", ""), "{folder}/modeling_imbert.py defines no IMBertModel; save_pretrained"),
+        (write("solvers_imbert.py", ""), "{folder}/solvers_imbert.py defines no "),
+        (write("gradients_imbert.py", "def (:"), "{folder}/gradients_imbert.py does not compile: "),
+        (lambda folder: (folder / "outputs_imbert.py").write_bytes(b"\xff"), "{folder}/outputs_imbert.py does not "),
         (remove("model.safetensors"), "{folder} cannot be loaded: Error no file named model.safetensors"),
         (pickled, "{folder} cannot be loaded: Error no file named model.safetensors"),
         (truncate, "{folder} cannot be loaded: "),
         (lose_a_weight, "{folder} lacks weights: classifier.weight."),
+        (write("tokenizer.json", "{}"), "{folder} holds a tokenizer that cannot be loaded: KeyError: "),
+        (write("tokenizer.json", "garbage"), "{folder} holds a tokenizer that cannot be loaded: "),
+        (write("tokenizer_config.json", "[]"), "{folder} holds a tokenizer that cannot be loaded: "),
         (untokenized, "{folder} holds no tokenizer; save the model's own there."),
         (remove("README.md"), "{folder} holds no README.md; imbert-eval card --model {folder} writes one."),
     ],
