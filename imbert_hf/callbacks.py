@@ -53,7 +53,7 @@ class IMBertStatisticsCallback(TrainerCallback):
     def _collect(self, module, args, outputs):
         residuals = getattr(outputs, "im_residuals", None)
         if module.training and residuals:
-            self._residuals.append(torch.stack(residuals))
+            self._residuals += residuals  # whose devices differ where layers' do
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not self._residuals or "loss" not in logs:  # an evaluation's log has no place for them

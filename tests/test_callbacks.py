@@ -79,6 +79,15 @@ def test_the_values_are_those_of_the_forward(tmp_path):
     assert logs["im_unconverged_rate"] == pytest.approx((expected > 1e-2).float().mean().item())
 
 
+def test_layers_may_be_on_several_devices():
+    class Outputs:
+        im_residuals = (torch.ones(2), torch.ones(2, device="meta"))
+
+    callback = IMBertStatisticsCallback(every=1)
+    callback._collect(IMBertForSequenceClassification(imbert_config()).train(), (), Outputs)
+    assert [r.device.type for r in callback._residuals] == ["cpu", "meta"]
+
+
 def test_nothing_is_logged_for_bert(tmp_path):
     model = BertForSequenceClassification(bert_config())
     trainer = train(model, tmp_path, [IMBertStatisticsCallback()])
