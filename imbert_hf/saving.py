@@ -2,11 +2,13 @@
 
 Transformers writes in place, file by file: after a failure in the middle the folder holds a new config beside old
 weights, or some new shards among old ones, and loads without a word. Here a save first writes a folder aside,
-`.saving-...`, on the same disk, which has to hold both; then each file is renamed, one after the other. A process
-killed while it writes leaves that folder, which may be deleted. The files that travel with a checkpoint open no file,
-so this is no part of them: without this package a model is saved as transformers saves it.
+`_saving-...`, on the same disk, which has to hold both; then each file is renamed, one after the other. A process
+killed while it writes leaves that folder, which may be deleted and which the Trainer does not push. The files that
+travel with a checkpoint open no file, so this is no part of them: without this package a model is saved as transformers
+saves it.
 """
 
+import inspect
 import re
 import tempfile
 from pathlib import Path
@@ -15,14 +17,10 @@ from typing import Any
 from .implicit_imbert import ImplicitPreTrainedModel
 
 
-def _save_pretrained(
-    self: Any,
-    save_directory: Any,
-    is_main_process: bool = True,
-    state_dict: Any = None,
-    push_to_hub: bool = False,
-    **kwargs,
-) -> None:
+ASIDE = "_saving-"  # the Trainer's pushes leave out what begins with _
+
+
+def _save_pretrained(self: Any, save_directory: Any, *args, **kwargs) -> None:
     """As transformers', but written to a folder within `save_directory` first, and moved from there.
 
     A save that is sent on at once (push_to_hub) or written by several processes (distributed_checkpoint) is made in
@@ -30,18 +28,20 @@ def _save_pretrained(
     """
     save = super(ImplicitPreTrainedModel, self).save_pretrained
     folder = Path(save_directory)
-    if push_to_hub or kwargs.get("distributed_checkpoint") or folder.is_file():
-        return save(save_directory, is_main_process, state_dict, push_to_hub, **kwargs)
+    given = inspect.signature(save).bind(save_directory, *args, **kwargs).arguments
+    given |= given.pop("kwargs", {})
+    if given.get("push_to_hub") or given.get("distributed_checkpoint") or folder.is_file():
+        return save(save_directory, *args, **kwargs)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
-        save(aside, is_main_process, state_dict, **kwargs)
+    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder) as aside:
+        save(aside, *args, **kwargs)
         # What names the others comes last: code and weights, the index of the weights, the config.
         names = [path.name for path in Path(aside).iterdir()]
         names.sort(key=lambda name: (name == "config.json", ".index." in name))
         for name in names:
             Path(aside, name).replace(folder / name)
-    weights = _weights(kwargs.get("variant"))
-    if is_main_process and any(map(weights.fullmatch, names)):
+    weights = _weights(given.get("variant"))
+    if given.get("is_main_process", True) and any(map(weights.fullmatch, names)):
         for path in list(folder.iterdir()):  # an earlier save in another number of files: it would be loaded
             if weights.fullmatch(path.name) and path.name not in names:
                 path.unlink()

@@ -236,6 +236,14 @@ def test_weights_of_a_variant_stand_beside_the_others(tmp_path):
         torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
+def test_arguments_by_position_are_transformers_own(tmp_path):
+    """is_main_process, state_dict, push_to_hub, max_shard_size, variant."""
+    for seed, size in enumerate(("20KB", "1GB")):
+        model_of(seed).save_pretrained(tmp_path, True, None, False, size, "fp16")
+        assert (len([*tmp_path.glob("*.safetensors")]) > 1) == (size == "20KB")
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.fp16.safetensors"]
+
+
 def test_another_process_deletes_nothing(tmp_path):
     model_of(0).save_pretrained(tmp_path, max_shard_size="20KB")
     before = set(contents(tmp_path))

@@ -16,6 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import imbert_hf
 from imbert_hf import IMBertConfig
+from imbert_hf.saving import ASIDE
 
 
 pytest.importorskip("accelerate")
@@ -26,6 +27,7 @@ FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tok
 TEXT = "w1 w2 w3"
 
 TRAIN = """
+from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 import imbert_hf
@@ -201,10 +203,12 @@ def test_trainer_pushes(strategy, user, stranger, server, folder, tmp_path):
 run = trainer(output_dir, push_to_hub=True, hub_model_id=repo, hub_private_repo=True, hub_strategy=strategy)
 run.model.save_pretrained(output_dir)  # the Trainer's pushes between take weights and config, and no code
 run.train()
+Path(output_dir, aside).mkdir()  # of a process that was killed
+Path(output_dir, aside, "config.json").write_text("{}")
 run.push_to_hub()
 """
     repo, out = f"me/trained-{strategy}", tmp_path / "out"
-    user(TRAIN + code, repo=repo, strategy=strategy, output_dir=out, folder=folder)
+    user(TRAIN + code, repo=repo, strategy=strategy, output_dir=out, folder=folder, aside=f"{ASIDE}left")
     assert server.repos[repo].private
     commits = list(server.repos[repo].commits.values())[1:]
     assert len(commits) == 1 if strategy == "end" else 2 <= len(commits) <= 4  # none begins while another is under way
