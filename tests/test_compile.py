@@ -1,8 +1,11 @@
 """torch.compile against eager: one graph in inference, and in training where no dropout is active."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import imbert_config, lively
+from test_modeling import PAIRS
 
 from imbert_hf import IMBertForSequenceClassification
 
@@ -18,9 +21,9 @@ def model_with(**kwargs):
     return lively(IMBertForSequenceClassification(imbert_config(num_hidden_layers=1, im_iterations=2, **kwargs)))
 
 
-def compiled(model, **options):
+def compiled(model, backend="aot_eager", **options):
     torch._dynamo.reset()
-    return torch.compile(model, backend="aot_eager", **options)
+    return torch.compile(model, backend=backend, **options)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-2])
@@ -33,15 +36,21 @@ def test_inference_is_one_graph(solver, tolerance, batch):
         )
 
 
-@pytest.mark.parametrize(
-    ("solver", "gradient"),
-    [("fixed_point", "implicit"), ("fixed_point", "one_step"), ("fixed_point", "unrolled"), ("anderson", "implicit")],
-)
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
 def test_training_without_dropout_is_one_graph(solver, gradient, batch):
-    model = model_with(im_solver=solver, im_gradient=gradient, **NO_DROPOUT).train()
+    check_training(solver, gradient, batch)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
+def test_training_compiled_to_machine_code(batch):
+    check_training("fixed_point", "implicit", batch, backend="inductor")
+
+
+def check_training(solver, gradient, batch, **options):
+    model = model_with(im_solver=solver, im_gradient=gradient, im_learning_rate=0.02, **NO_DROPOUT).train()
     labels = torch.tensor([0, 1, 1])
     found = []
-    for one in (model, compiled(model, fullgraph=True)):
+    for one in (model, compiled(model, fullgraph=True, **options)):
         model.zero_grad()
         loss = one(**batch, labels=labels).loss
         loss.backward()
