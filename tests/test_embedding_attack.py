@@ -6,8 +6,11 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
-from classifiers import WORDS, Linear, bert, classifier, imbert, save
+from classifiers import WORDS, Linear, bert, classifier, imbert, labelled, save
+from conftest import lively
+from families import config_of
 
+import imbert_hf
 from imbert_hf import implicit_imbert
 from imbert_hf.evaluation import cli
 from imbert_hf.evaluation.ascent import (
@@ -313,6 +316,19 @@ def test_command(folder, capsys):
     assert "a, checks for gradient masking not made: transfer" in printed
     assert all({"majority_accuracy", "predicted_share", "fingerprint"} <= set(e) for e in found["noise"])
     assert (folder / "out.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("family", ["Roberta", "Electra"])
+def test_command_takes_the_other_families(family, folder):
+    name = f"IM{family}ForSequenceClassification"
+    config = config_of(name, pad_token_id=0, **labelled(("negative", "positive")))
+    save(folder / "b", lively(getattr(imbert_hf, name)(config)))
+    run(*words(folder, "--steps", 2, "--radii", "0.1,0.5", "--strengths", "0.2"))
+    found = json.loads((folder / "out.json").read_text())
+    for kind in ("embedding", "query", "noise"):
+        assert {entry["model"] for entry in found[kind]} == {"a", "b"}
+    curve = found["embedding"][1]["curve"]  # that of the same weights as the plain family, transferred
+    assert all(p["transfer_accuracy"] is not None for p in curve)
 
 
 def test_an_interrupted_run_goes_on(folder, monkeypatch):

@@ -10,10 +10,12 @@ from pathlib import Path
 import hub
 import pytest
 from conftest import bert_config, imbert_config, lively
+from families import config_of
 from huggingface_hub import ModelCard
 from test_checkpoints import STRANGER, files_of
 from transformers import BertForSequenceClassification, BertTokenizer
 
+import imbert_hf
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.card_upload import _is_saved_in
 from imbert_hf.evaluation.commands import card as command
@@ -275,6 +277,16 @@ def test_a_section_without_data_is_absent(folder, kind):
     assert "None\n" not in text
     assert "\n\n\n" not in text
     assert ("Robustness has not been measured" in text) == (kind not in ("advglue", "attack"))
+
+
+@pytest.mark.parametrize(("family", "named"), [("Roberta", "RoBERTa"), ("Electra", "ELECTRA")])
+def test_cards_of_the_other_families(family, named, tmp_path):
+    name = f"IM{family}ForSequenceClassification"
+    folder = save(tmp_path / "model", getattr(imbert_hf, name), config_of(name, im_solver="anderson", **LABELS))
+    text = rendered(folder, *CONTENTS).text
+    assert f"A sequence classifier for sst2: {named} whose layers F take an implicit step" in " ".join(text.split())
+    assert "anderson" in text
+    assert "41.9" in text  # of AdvGLUE
 
 
 def test_metadata(folder):
