@@ -13,7 +13,7 @@ HUB_ID = "google-bert/bert-base-uncased"
 # What the table "Works with" covers: tests/test_<name>.py.
 ECOSYSTEM = (
     *("families", "pipelines", "trainer", "loading", "compile", "export", "faults", "properties", "row_agreement"),
-    *("peft", "sentence_transformers", "metrics", "accelerate", "distributed", "push_to_hub"),
+    *("peft", "sentence_transformers", "metrics", "accelerate", "distributed", "push_to_hub", "checkpoints"),
 )
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 
@@ -59,6 +59,19 @@ def test_every_row_of_works_with_is_a_test_and_every_such_test_a_row():
         assert run, test
         assert result, test
         assert re.search(r"^def test_", (ROOT / test).read_text(encoding="utf-8"), flags=re.MULTILINE), test
+
+
+def test_what_works_with_names_is_run():
+    """With both releases, nothing left out by a mark, and every library that a test skips without is installed."""
+    step = (ROOT / ".ci/run").read_text(encoding="utf-8").split('step "the lowest')[1].split("\nstep ")[0]
+    at_lowest = {name for names in re.findall(r"tests/test_\{(.*?)\}", step) for name in names.split(",")}
+    assert at_lowest >= {*ECOSYSTEM}
+    extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[1]
+    for name in ECOSYSTEM:
+        text = (ROOT / f"tests/test_{name}.py").read_text(encoding="utf-8")
+        assert not re.search(r"mark\.(skip|xfail|slow)\b", text), name
+        for module in re.findall(r"importorskip\(\s*\"(\w+)", text):
+            assert {"sklearn": "scikit-learn"}.get(module, module.replace("_", "-")) in extras, module
 
 
 def test_versions_of_works_with_are_those_that_are_run():
