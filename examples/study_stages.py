@@ -94,6 +94,7 @@ def finetune(run: Run, data: Path, weights: Path, model: str | None) -> None:
     words = words_of({**arguments, "task": run.task, "seed": run.seed, "output_dir": str(weights)})
     words += ["--data_dir", str(split(data, run.task, weights.parent)), "--eval_strategy", "no"]
     words += ["--save_strategy", "epoch", "--save_total_limit", "1", "--report_to", "none", "--disable_tqdm", "True"]
+    words += [] if torch.cuda.is_available() else ["--use_cpu", "True"]  # bf16 needs to be told
     begun = any(weights.glob("checkpoint-*/trainer_state.json"))
     script(words + (["--resume_from_checkpoint", "last"] if begun else ["--overwrite_output_dir"]))
     for checkpoint in weights.glob("checkpoint-*"):
