@@ -50,11 +50,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(words)
     try:
         plan = read_plan(args.plan)
-        if unknown := [part for part in args.only or () if part not in plan["parts"]]:
-            raise ValueError(f"--only must be of {', '.join(plan['parts'])}, got {unknown[0]!r}.")
+        for name, given in (("parts", args.parts), ("models", args.models)):
+            if unknown := [one for one in given or () if one not in plan[name]]:
+                raise ValueError(f"--{name} must be of {', '.join(plan[name])}, got {unknown[0]!r}.")
         if args.workers < 1:
             raise ValueError(f"--workers must be an integer >= 1, got {args.workers}.")
-        runs = list(runs_of(plan, args.only))
+        runs = [run for run in runs_of(plan, args.parts) if args.models is None or run.model in args.models]
         for task in {run.task for run in runs}:
             if not (args.data / task / "train.jsonl").is_file():
                 raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
@@ -77,7 +78,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>/<split>.jsonl and adv_glue")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the JSON files, begun or gone on with")
     parser.add_argument("--model", metavar="DIR", help="a copy of the plan's model_name_or_path on this machine")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="of the plan's parts (default: all)")
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="of the plan's parts (default: all)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="of the plan's models (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes, which share cores and GPUs (default: 1)")
     parser.add_argument("--time-limit", type=float, default=7200, help="seconds a run may take (default: 7200)")
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which no run is begun")

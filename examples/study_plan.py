@@ -93,11 +93,11 @@ def read_plan(path: Path) -> dict[str, Any]:
     return plan
 
 
-def runs_of(plan: dict[str, Any], only: list[str] | None = None) -> Iterator[Run]:
+def runs_of(plan: dict[str, Any], parts: list[str] | None = None) -> Iterator[Run]:
     """The runs in the plan's order, seed by seed, so that a part that is stopped holds all of its models."""
     for part, what in plan["parts"].items():
         common = {**plan.get("common", {}), **what.get("arguments", {})}
-        for seed in what["seeds"] if only is None or part in only else ():
+        for seed in what["seeds"] if parts is None or part in parts else ():
             for task in what["tasks"]:
                 for model in what["models"]:
                     own = dict(plan["models"][model] or {})

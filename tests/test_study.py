@@ -193,7 +193,8 @@ def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, p
     study.plan.write_run(runs, run, kept)
     before = {path.name: path.stat().st_mtime_ns for path in runs.glob("*.json")}
 
-    said = start(plan, data, str(runs / "absent"), runs, "--only", "main")
+    assert start(plan, data, model, runs, "--parts", "main", "--models", "IM-BERT").stdout == ""  # all is made
+    said = start(plan, data, str(runs / "absent"), runs, "--parts", "main")
     assert said.returncode == 0, said.stderr
     done, failed = said.stdout.splitlines()
     assert done.startswith("[2/3] main: sst2, seed 0, BERT: ")
@@ -214,7 +215,7 @@ def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, p
 
 
 def test_a_run_that_takes_too_long_is_kept_as_such(study, plan, data, model, tmp_path):
-    said = start(plan, data, model, tmp_path, "--only", "main", "--time-limit", "0.1")
+    said = start(plan, data, model, tmp_path, "--parts", "main", "--time-limit", "0.1")
     assert [line.split(": ", 2)[2] for line in said.stdout.splitlines()] == [
         "exceeded the time limit of 0.1 s; 0 minutes of one worker left"
     ] * 3 or said.stdout.count("exceeded the time limit of 0.1 s") == 3
@@ -299,7 +300,8 @@ def test_a_wrong_plan_is_one_sentence(change, sentence, study, data, tmp_path):
 
 def test_wrong_arguments(study, plan, data, tmp_path):
     for words, sentence in (
-        (["--only", "mian"], "--only must be of search, main, derived, got 'mian'."),
+        (["--parts", "mian"], "--parts must be of search, main, derived, got 'mian'."),
+        (["--models", "BART"], "--models must be of BERT, IM-BERT, R3F, .*, got 'BART'."),
         (["--workers", "0"], "--workers must be an integer >= 1, got 0."),
         (["--data", str(tmp_path)], f"--data {tmp_path} lacks sst2/train.jsonl."),
     ):
