@@ -129,7 +129,7 @@ def child(run: Run, args: argparse.Namespace, words: list[str]) -> str | None:
     """Makes the run. Returns what went wrong."""
     log = args.runs / f".{run.name}.log"
     with log.open("w", encoding="utf-8") as file:
-        command = [sys.executable, __file__, *words, "--run", run.name]
+        command = [sys.executable, __file__, *words, "--parts", run.part, "--run", run.name]  # stages are the part's
         try:
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=args.time_limit).returncode
         except subprocess.TimeoutExpired:

@@ -22,7 +22,7 @@ from study_plan import Run, read_plan, read_run, runs_of
 from tabulate import tabulate
 
 from imbert_hf.evaluation.report import write_whole
-from imbert_hf.evaluation.statistics import paired_difference
+from imbert_hf.evaluation.statistics import paired_bootstrap
 
 
 NOT_RUN = "not run"
@@ -38,12 +38,15 @@ MEASURES = {
 }
 HEAD = """# Study
 
-Rendered from the JSON of every run by `python examples/study_report.py {plan} --runs {runs} --output {output}`;
-the plan is [{plan}]({up}{plan}). Accuracies in percent: mean over seeds ± standard deviation over seeds. Differences to
-the first row in points, with a 95 % interval over rows and seeds (paired bootstrap, widened to Student's t over the
-seeds); **bold** where it excludes 0. No correction is made for how many comparisons one reads. Tables named "choice"
-are of rows of the train file that no run trained on; settings were chosen by these alone, and only then the validation
-and AdvGLUE rows looked at.
+Rendered from the JSON of every run by
+
+    python examples/study_report.py {plan} --runs {runs} --output {output}
+
+from the plan in [{plan}]({up}{plan}). Accuracies are in percent: mean over seeds ± standard deviation over seeds.
+Differences to the first row are in points, with a 95 % interval over rows and seeds (paired bootstrap, widened to
+Student's t over the seeds); **bold** where it excludes 0 and there is more than one seed. No correction is made for how
+many comparisons one reads. Tables named "choice" are of rows of the train file that no run trained on; settings were
+chosen by these alone, and only then the validation and AdvGLUE rows looked at.
 
 """
 
@@ -56,30 +59,35 @@ class Cell:
     kept: dict[int, dict[str, Any] | None]
 
     def rows(self, stage: str, measure: str) -> dict[int, numpy.ndarray]:
-        """seed -> (n,) bool, which rows are right; seeds that were run."""
+        """seed -> (n,) what each row scores, from 0 to 1; seeds that were run."""
         found = {}
         for seed, kept in self.kept.items():
-            if kept is not None and (texts := of_measure(kept["stages"], stage, measure)):
-                found[seed] = numpy.array([c == "1" for c in "".join(texts) if c != "-"])
+            if kept is not None and (scores := of_measure(kept["stages"], stage, measure)) is not None:
+                found[seed] = scores[~numpy.isnan(scores)]
         return found
 
 
-def of_measure(stages: dict[str, Any], stage: str, measure: str) -> list[str]:
-    """The texts of a measure, a digit a row; none where it was not made."""
-    if measure == "query":
-        return [stages["query"]["after"]] if stage == "test" and "query" in stages else []
+def of_measure(stages: dict[str, Any], stage: str, measure: str) -> numpy.ndarray | None:
+    """(n,) 1 where a row is right, 0 where wrong, NaN where there is nothing; None where it was not measured.
+
+    A row under natural noise scores the share of the kinds of noise under which it is right.
+    """
     made = stages.get(stage, {})
+    if measure == "query":
+        return digits(stages["query"]["after"]) if stage == "test" and "query" in stages else None
     if measure in ("clean", "embedding"):
-        return [made[measure]] if made else []
+        return digits(made[measure]) if made else None
     if measure == "noise":
-        return list(made.get("noise", {}).values())
-    tasks = made.get("advglue", {}).values()
-    if measure == "AdvGLUE":
-        return [task["attacked"] for task in tasks]
-    if measure == "originals":
-        return [task["original"] for task in tasks]
-    both = {("1", "1"): "1", ("1", "0"): "0", ("0", "1"): "0", ("0", "0"): "0"}
-    return ["".join(both.get(pair, "-") for pair in zip(t["original"], t["attacked"], strict=True)) for t in tasks]
+        return numpy.nanmean([digits(text) for text in made["noise"].values()], axis=0) if made else None
+    tasks = list(made.get("advglue", {}).values())
+    if not tasks:
+        return None
+    attacked, original = (digits("".join(task[name] for task in tasks)) for name in ("attacked", "original"))
+    return {"AdvGLUE": attacked, "originals": original, "both": attacked * original}[measure]
+
+
+def digits(text: str) -> numpy.ndarray:
+    return numpy.array([numpy.nan if c == "-" else float(c) for c in text])
 
 
 def cells_of(runs: Iterable[Run], folder: Path) -> list[Cell]:
@@ -126,7 +134,11 @@ def differences(cells: list[Cell], stage: str) -> dict[str, dict[str, dict[str, 
         for cell in cells[1:]:
             own = cell.rows(stage, measure)
             if pairs := [(own[seed], first[seed]) for seed in own if seed in first]:
-                found.setdefault(measure, {})[cell.model] = paired_difference(pairs)
+                apart = numpy.array([a - b for a, b in pairs])
+                low, high = interval = paired_bootstrap(apart)
+                resolved = len(pairs) > 1 and not low <= 0 <= high
+                one = {"difference": float(apart.mean()), "ci95": interval, "resolved": resolved}
+                found.setdefault(measure, {})[cell.model] = one
     return found
 
 
@@ -162,7 +174,7 @@ def picture(cells: list[Cell], found: dict[str, dict[str, dict[str, Any]]], titl
 
 
 def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
-    """part -> its tables, in Markdown; the pictures are written."""
+    """part -> its tables, in Markdown, where it has any; the pictures are written."""
     found: dict[str, str] = {}
     for part, what in plan["parts"].items():
         texts = []
@@ -181,7 +193,8 @@ def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
                         f"\nPoints over {cells[0].model}:\n\n{difference_table(cells, apart)}\n\n![{title}]({name})\n"
                     )
                 texts.append(text)
-        found[part] = "\n".join(texts)
+        if texts:
+            found[part] = "\n".join(texts)
     return found
 
 

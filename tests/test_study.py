@@ -194,11 +194,11 @@ def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, p
     before = {path.name: path.stat().st_mtime_ns for path in runs.glob("*.json")}
 
     assert start(plan, data, model, runs, "--parts", "main", "--models", "IM-BERT").stdout == ""  # all is made
-    said = start(plan, data, str(runs / "absent"), runs, "--parts", "main")
+    said = start(plan, data, str(runs / "absent"), runs, "--parts", "search", "main")  # of both, BERT's run is one
     assert said.returncode == 0, said.stderr
     done, failed = said.stdout.splitlines()
-    assert done.startswith("[2/3] main: sst2, seed 0, BERT: ")
-    assert failed.startswith("[3/3] main: sst2, seed 0, R3F: finetune_glue.py: error: --model_name_or_path")
+    assert done.startswith("[4/5] main: sst2, seed 0, BERT: ")
+    assert failed.startswith("[5/5] main: sst2, seed 0, R3F: finetune_glue.py: error: --model_name_or_path")
     again = study.plan.read_run(runs, run)
     assert {name: again["stages"][name] for name in kept["stages"]} == kept["stages"]  # nothing was made twice
     assert "cost" in again["stages"]
