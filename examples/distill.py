@@ -48,7 +48,7 @@ class DistillationTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(**inputs)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):  # its solves keep their precision
             wanted = self.teacher.logits(inputs)
         loss = distillation_loss(outputs.logits.float(), wanted, self.temperature)
         return (loss, outputs) if return_outputs else loss
@@ -98,9 +98,9 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     try:
         own, others = parser.parse_known_args(words)
-        for name in ("model_name_or_path", "connection"):
+        for name in ("model_name_or_path", "connection", "r3f"):
             if any(word.split("=")[0].lstrip("-").replace("-", "_") == name for word in others):
-                raise ValueError(f"--{name} is given by --teacher: the student is BERT with its weights.")
+                raise ValueError(f"--{name} must be left out: the student is BERT with the teacher's weights and loss.")
         if not 0 < own.temperature < float("inf"):
             raise ValueError(f"--temperature must be a finite number > 0, got {own.temperature}.")
         teacher = load_classifier(own.teacher, find_task(own.task), max_length=own.max_seq_length)

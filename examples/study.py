@@ -4,10 +4,11 @@
 
     # path/to/data holds <task>/train.jsonl and <task>/validation.jsonl, and adv_glue/dev_ann.json
     python examples/study.py examples/study.yaml --data path/to/data --runs outputs/study --workers 2
-    python examples/study_report.py examples/study.yaml --runs outputs/study
+    python examples/study_report.py examples/study.yaml --runs outputs/study --output outputs/study.md
 
 The plan, in YAML:
 
+    about: what a reader of the report has to know
     common: {model_name_or_path: google-bert/bert-base-uncased, num_train_epochs: 5}  # arguments of finetune_glue.py
     models:                                                                           # name -> more of them
       BERT: {connection: bert}
@@ -17,6 +18,7 @@ The plan, in YAML:
     parts:                                                                            # made in this order
       search: {tasks: [sst2], seeds: [0, 1], models: [BERT, IM-BERT], stages: [choice]}
       main: {tasks: [sst2, rte], seeds: [0, 1, 2], models: [BERT, IM-BERT], stages: [choice, test, query]}
+      few: {arguments: {max_train_samples: 100}, tasks: [sst2], seeds: [0], models: [BERT, IM-BERT], stages: [test]}
 
 Each run is kept in outputs/study/<task>-<seed>-<hash of its settings>.json, stage by stage:
 
@@ -24,11 +26,12 @@ Each run is kept in outputs/study/<task>-<seed>-<hash of its settings>.json, sta
     choice  rows of the task's train file that no run trains on, clean, noisy and attacked: to choose a setting by
     test    the same of the validation file, and AdvGLUE's dev set: to be looked at once, when all is chosen
     query   the character attack on validation rows
-    cost    times of inference and of a training step to plain BERT's, in turns; with --workers 1 on an idle machine
+    cost    times of inference and of a training step to plain BERT's, in turns; on an idle machine, with --workers 1
 
-Runs of equal settings are one run, in whatever parts they are. What is killed is gone on with by whoever comes next,
-a training from its last epoch; several processes, on several machines with one folder, share the work. A run that
-fails or exceeds --time-limit is kept as such, and made again with --retry.
+The hash is of what the plan says, not of IMBertConfig's defaults: a plan that is to outlive them names every field.
+Runs of equal settings are one run, in whatever parts they are. What is killed is gone on with by whoever comes next, a
+training from its last epoch; several processes, on several machines with one folder, share the work. A run that fails
+or exceeds --time-limit is kept as such, and made again with --retry.
 """
 
 import argparse
@@ -36,13 +39,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from filelock import FileLock, Timeout
 from study_plan import Run, read_plan, read_run, runs_of, write_run
+
+
+BUSY = 75  # how a child ends whose run is being made by another process: EX_TEMPFAIL of sysexits.h
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.workers < 1:
             raise ValueError(f"--workers must be an integer >= 1, got {args.workers}.")
         runs = [run for run in runs_of(plan, args.parts) if args.models is None or run.model in args.models]
+        if args.shared:  # times are not taken while others work
+            runs = [replace(run, stages=tuple(stage for stage in run.stages if stage != "cost")) for run in runs]
         for task in {run.task for run in runs}:
             if not (args.data / task / "train.jsonl").is_file():
                 raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
@@ -63,13 +73,25 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"study.py: error: {error}")
     args.runs.mkdir(parents=True, exist_ok=True)
     if args.run is not None:
-        from study_stages import make_run  # torch and all that; the others only wait
-
-        make_run(next(run for run in runs if run.name == args.run), args.data, args.runs, args.model)
-    elif args.workers == 1:
+        one_run(next(run for run in runs if run.name == args.run), args)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("study.py: terminated; the same command goes on"))
+    if args.workers == 1:
         work(runs, args, words)
     else:
         share_out(args.workers, words)
+
+
+def one_run(run: Run, args: argparse.Namespace) -> None:
+    """What a child does: the run, unless somebody else is at it, or at that whose weights it needs."""
+    try:
+        # Held by the process that makes the run; the system gives it up where that one dies.
+        with FileLock(args.runs / f".{run.taught_by.name}.lock", timeout=0):
+            from study_stages import make_run  # torch and all that; the others only wait
+
+            make_run(run, args.data, args.runs, args.model)
+    except Timeout:
+        sys.exit(BUSY)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -84,6 +106,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, default=7200, help="seconds a run may take (default: 7200)")
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which no run is begun")
     parser.add_argument("--retry", action="store_true", help="make again what failed or took too long")
+    parser.add_argument("--shared", action="store_true", help=argparse.SUPPRESS)  # of one of several workers
     parser.add_argument("--run", help=argparse.SUPPRESS)  # the one run that a worker's child makes
     return parser.parse_args(words)
 
@@ -92,52 +115,65 @@ def share_out(count: int, words: list[str]) -> None:
     """Several processes of this script, each with its share of the cores and a GPU, where there are any."""
     import torch
 
-    gpus, threads = torch.cuda.device_count(), str(max(1, (os.cpu_count() or 1) // count))
-    workers = []
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = [g for g in allowed.split(",") if g] or [str(i) for i in range(torch.cuda.device_count())]
+    threads, workers = str(max(1, (os.cpu_count() or 1) // count)), []
     for number in range(count):
-        device = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
-        command = [sys.executable, __file__, *words, "--workers", "1"]
+        device = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+        command = [sys.executable, __file__, *words, "--workers", "1", "--shared"]
         workers.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads, **device}))
     try:
-        sys.exit(max(worker.wait() for worker in workers))
-    except KeyboardInterrupt:
+        sys.exit(max(abs(worker.wait()) for worker in workers))
+    finally:
         for worker in workers:
-            worker.send_signal(signal.SIGINT)
-        sys.exit("study.py: interrupted; the same command goes on")
+            worker.terminate()
 
 
 def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> None:
-    """Makes every run that nobody else is making, each in a process of its own."""
-    begun = time.monotonic()
-    for run in runs:
-        if time.monotonic() - begun > args.stop_after:
-            return
-        try:
-            # Given up by the system where its holder dies. Whoever trains weights also makes what else is of them.
-            with FileLock(args.runs / f".{run.taught_by.name}.lock", timeout=0):
-                kept = read_run(args.runs, run)
-                if not run.missing(kept) or (kept["problem"] and not args.retry):
-                    continue
-                problem = child(run, args, words)
+    """Makes every run, each in a process of its own, and waits for those that others are making."""
+    begun, since = time.monotonic(), time.time()
+    while runs:
+        busy = []
+        for run in runs:
+            if time.monotonic() - begun > args.stop_after:
+                return
+            kept, file = read_run(args.runs, run), args.runs / f"{run.name}.json"
+            # What failed is tried once, by the first who comes.
+            if not run.missing(kept) or (kept["problem"] and (not args.retry or file.stat().st_mtime > since)):
+                continue
+            code, problem = child(run, args, words)
+            if code == BUSY:
+                busy.append(run)
+                continue
+            if code > 0:
                 write_run(args.runs, run, read_run(args.runs, run) | {"problem": problem})
-                print(progress(run, problem, runs, args.runs), flush=True)
-        except Timeout:
-            continue
+            print(progress(run, problem, runs, args.runs), flush=True)
+        runs = busy
+        time.sleep(5 * bool(busy))
 
 
-def child(run: Run, args: argparse.Namespace, words: list[str]) -> str | None:
-    """Makes the run. Returns what went wrong."""
+def child(run: Run, args: argparse.Namespace, words: list[str]) -> tuple[int, str | None]:
+    """Makes the run. Returns how it ended, below 0 where it was killed, and what went wrong."""
     log = args.runs / f".{run.name}.log"
-    with log.open("w", encoding="utf-8") as file:
-        command = [sys.executable, __file__, *words, "--parts", run.part, "--run", run.name]  # stages are the part's
+    command = [sys.executable, __file__, *words, "--parts", run.part, "--run", run.name]  # stages are the part's
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=args.time_limit).returncode
+            code = process.wait(args.time_limit)
         except subprocess.TimeoutExpired:
-            return f"exceeded the time limit of {args.time_limit:g} s"
-    if code == 0:
-        return None
-    said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return said[-1] if said else f"ended with {code}"
+            return 1, f"exceeded the time limit of {args.time_limit:g} s"
+        finally:
+            process.kill()
+            process.wait()
+        file.seek(0)
+        text = file.read()
+    if code == BUSY:
+        return code, None
+    log.write_text(text, encoding="utf-8")
+    if code < 0:
+        return code, f"was killed by signal {-code}"
+    said = [line.strip() for line in text.splitlines() if line.strip()]
+    return code, None if code == 0 else said[-1] if said else f"ended with {code}"
 
 
 def progress(run: Run, problem: str | None, runs: list[Run], folder: Path) -> str:

@@ -12,6 +12,10 @@ import yaml
 
 
 STAGES = ("train", "choice", "test", "query", "cost")
+CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
+NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
+RADIUS, STEPS = 0.02, 5  # of the attack on the embeddings, relative to their norm
+BATCH, LENGTH, ROUNDS = 32, 64, 7  # of the cost
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,20 @@ def read_plan(path: Path) -> dict[str, Any]:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
+    known = ("about", "common", "models", "parts")
     for name in ("models", "parts"):
         if not isinstance(plan, dict) or not isinstance(plan.get(name), dict):
-            raise ValueError(f"{path} must hold {name!r}, by name; it holds common, models and parts.")
+            raise ValueError(f"{path} must hold {name!r}, by name; it may hold {', '.join(known)}.")
+    for name in plan:
+        if name not in known:
+            raise ValueError(f"{path} may hold {', '.join(known)}, got {name!r}.")
+    for name, entry in {"common": plan.get("common"), **plan["models"]}.items():
+        if not isinstance(entry or {}, dict):
+            raise ValueError(f"{path}: {name!r} must hold arguments by name, got {entry!r}.")
     for model, entry in plan["models"].items():
         for name in [n for n in ("of", "teacher") if n in (entry or {})]:
-            base = plan["models"].get(entry[name], {"teacher": ""}) or {}
-            if {"of", "teacher"} & set(base):
+            base = plan["models"].get(entry[name], {"teacher": ""}) if isinstance(entry[name], str) else {"of": ""}
+            if {"of", "teacher"} & set(base or {}):
                 allowed = "a model that has neither of nor teacher"
                 raise ValueError(f"{path}: {name} of {model!r} must be {allowed}, got {entry[name]!r}.")
             if name == "of" and (odd := [one for one in entry if one != "of" and not one.startswith("im_")]):
@@ -87,16 +98,23 @@ def read_plan(path: Path) -> dict[str, Any]:
         for name in ("tasks", "seeds", "models", "stages"):
             if not isinstance(what, dict) or not isinstance(what.get(name), list):
                 raise ValueError(f"{path}: part {part!r} must hold {name!r}, a list.")
-        for name, known in (("models", list(plan["models"])), ("stages", list(STAGES))):
-            if unknown := [one for one in what[name] if one not in known]:
-                raise ValueError(f"{path}: {name} of {part!r} must be of {', '.join(known)}, got {unknown[0]!r}.")
+        for name in what:
+            if name not in ("tasks", "seeds", "models", "stages", "arguments"):
+                raise ValueError(
+                    f"{path}: part {part!r} may hold tasks, seeds, models, stages, arguments, got {name!r}."
+                )
+        for field, names in (("models", list(plan["models"])), ("stages", list(STAGES))):
+            unknown = [one for one in what[field] if one not in names]
+            if unknown or not what[field]:
+                got = repr(unknown[0]) if unknown else "none"
+                raise ValueError(f"{path}: {field} of {part!r} must be of {', '.join(names)}, got {got}.")
     return plan
 
 
 def runs_of(plan: dict[str, Any], parts: list[str] | None = None) -> Iterator[Run]:
     """The runs in the plan's order, seed by seed, so that a part that is stopped holds all of its models."""
     for part, what in plan["parts"].items():
-        common = {**plan.get("common", {}), **what.get("arguments", {})}
+        common = {**(plan.get("common") or {}), **what.get("arguments", {})}
         for seed in what["seeds"] if parts is None or part in parts else ():
             for task in what["tasks"]:
                 for model in what["models"]:
@@ -123,10 +141,10 @@ def write_run(folder: Path, run: Run, kept: dict[str, Any]) -> None:
 
 
 def words_of(arguments: dict[str, Any]) -> list[str]:
-    """Arguments as words of a command line; true is a flag, and null leaves one out."""
+    """Arguments as words of a command line; true is a flag, null leaves one out, and [] is an empty word."""
     words = []
     for name, value in arguments.items():
         if value is not None:
-            values = value if isinstance(value, list) else [value]
+            values = (value or [""]) if isinstance(value, list) else [value]
             words += [f"--{name}", *(str(v) for v in values if v is not True)]
     return words

@@ -8,6 +8,7 @@ Writes OUTPUT, a picture beside it for each table, and, where --readme is given,
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -18,7 +19,22 @@ from typing import Any
 
 import numpy
 from matplotlib.figure import Figure
-from study_plan import Run, read_plan, read_run, runs_of
+from study_plan import (
+    ATTACKED,
+    BATCH,
+    CHOICE,
+    LENGTH,
+    NOISE,
+    QUERIED,
+    RADIUS,
+    STEPS,
+    STRENGTH,
+    VALIDATION,
+    Run,
+    read_plan,
+    read_run,
+    runs_of,
+)
 from tabulate import tabulate
 
 from imbert_hf.evaluation.report import write_whole
@@ -29,12 +45,19 @@ NOT_RUN = "not run"
 # column -> what it says
 MEASURES = {
     "clean": "accuracy",
-    "noise": "accuracy under typos (keyboard, swap, deletion) and an added clause, mean of the four",
-    "embedding": "accuracy under the attack on the embeddings",
-    "query": "accuracy under the character attack",
-    "AdvGLUE": "accuracy on AdvGLUE dev",
-    "originals": "accuracy on the originals of AdvGLUE's rows",
+    "noise": f"accuracy under {', '.join(NOISE)} noise of strength {STRENGTH}, the mean over these",
+    "embedding": f"accuracy under the attack on the embeddings, radius {RADIUS}, {STEPS} steps, of {ATTACKED} rows",
+    "query": f"accuracy under the character attack, of {QUERIED} rows",
+    "AdvGLUE": "accuracy on AdvGLUE dev, mnli's two sets together",
+    "originals": "accuracy on the originals of AdvGLUE's rows, where these are known",
     "both": "original and attacked text both right",
+}
+LEGEND = {
+    "growth": "of the relative difference from the first hidden state to the last, words moved at random",
+    "residual": "mean relative residual of the solves",
+    "inference cost, training cost": "times to those of plain BERT with the same weights, in turns, float32, "
+    f"{BATCH} rows of {LENGTH} tokens",
+    "most frequent label": "what always answering it would score",
 }
 HEAD = """# Study
 
@@ -42,11 +65,15 @@ Rendered from the JSON of every run by
 
     python examples/study_report.py {plan} --runs {runs} --output {output}
 
-from the plan in [{plan}]({up}{plan}). Accuracies are in percent: mean over seeds ± standard deviation over seeds.
-Differences to the first row are in points, with a 95 % interval over rows and seeds (paired bootstrap, widened to
+from the plan in [{plan}]({link}).
+
+{about}
+
+Accuracies are in percent: mean over seeds ± standard deviation over seeds. Differences to the first row are in points,
+over the seeds that both were run with, with a 95 % interval over rows and seeds (paired bootstrap, widened to
 Student's t over the seeds); **bold** where it excludes 0 and there is more than one seed. No correction is made for how
-many comparisons one reads. Tables named "choice" are of rows of the train file that no run trained on; settings were
-chosen by these alone, and only then the validation and AdvGLUE rows looked at.
+many comparisons one reads. "choice" is of {choice} rows of the train file that no run trained on, "validation" of at
+most {validation} of the validation file.
 
 """
 
@@ -94,7 +121,7 @@ def cells_of(runs: Iterable[Run], folder: Path) -> list[Cell]:
     kept: dict[str, dict[int, dict[str, Any] | None]] = {}
     for run in runs:
         made = read_run(folder, run)
-        kept.setdefault(run.model, {})[run.seed] = made if made["stages"] else None
+        kept.setdefault(run.model, {})[run.seed] = made if made["stages"] or made["problem"] else None
     return [Cell(model, seeds) for model, seeds in kept.items()]
 
 
@@ -106,23 +133,41 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 
 def accuracies(cells: list[Cell], stage: str) -> str:
-    """A table: each model's seeds, accuracies and cost."""
+    """A table: each model's seeds, accuracies and cost, and below them what the most frequent label would score."""
     lines = []
+    frequent: dict[str, float] = {}
     for cell in cells:
-        made = [kept for kept in cell.kept.values() if kept is not None and stage in kept["stages"]]
-        line = {"": cell.model, "seeds": f"{len(made)} of {len(cell.kept)}"}
+        runs = [kept for kept in cell.kept.values() if kept is not None]
+        made = [kept for kept in runs if stage in kept["stages"]]
+        failed = sum(kept["problem"] is not None for kept in runs)
+        line = {"": cell.model, "seeds": f"{len(made)} of {len(cell.kept)}" + f", {failed} failed" * bool(failed)}
         for measure in MEASURES:
-            line[measure] = spread([100 * float(r.mean()) for r in cell.rows(stage, measure).values()])
-        line["growth"] = spread([kept["stages"][stage]["growth"] for kept in made], 2)
+            scores = cell.rows(stage, measure)
+            line[measure] = spread([100 * float(r.mean()) for r in scores.values()])
+            line[measure] += f" ({len(scores)})" * (0 < len(scores) < len(made))
+        line["growth"] = spread([g for kept in made if (g := kept["stages"][stage]["growth"]) is not None], 2)
         residuals = [kept["stages"][stage]["residual"] for kept in made]
         line["residual"] = spread([r for r in residuals if r is not None], 3) if any(residuals) or not made else ""
-        costs = [kept["stages"]["cost"] for kept in made if "cost" in kept["stages"]]
+        costs = [kept["stages"]["cost"] for kept in runs if "cost" in kept["stages"]]
         for what in ("inference", "training"):
             line[f"{what} cost"] = spread([cost[what]["ratio"] for cost in costs], 2)
         lines.append(line)
-    kept_columns = [name for name in lines[0] if any(line[name] != NOT_RUN for line in lines) or name == "clean"]
+        for found in (kept["stages"][stage] for kept in made):
+            sets = list(found.get("advglue", {}).values())
+            frequent |= {"clean": found["majority"]}
+            if sets:
+                counts = [len(one["attacked"]) for one in sets]
+                frequent["AdvGLUE"] = float(numpy.average([one["majority"] for one in sets], weights=counts))
+    last = {name: f"{100 * frequent[name]:.1f}" if name in frequent else "" for name in lines[0]}
+    lines += [last | {"": "most frequent label"}] * bool(frequent)
+    kept_columns = [
+        name for name in lines[0] if any(line[name] not in (NOT_RUN, "") for line in lines) or name == "clean"
+    ]
     return tabulate(
-        [{name: line[name] for name in kept_columns} for line in lines], "keys", "pipe", disable_numparse=True
+        [{name: line[name] for name in ["", *(n for n in kept_columns if n)]} for line in lines],
+        "keys",
+        "pipe",
+        disable_numparse=True,
     )
 
 
@@ -137,7 +182,7 @@ def differences(cells: list[Cell], stage: str) -> dict[str, dict[str, dict[str, 
                 apart = numpy.array([a - b for a, b in pairs])
                 low, high = interval = paired_bootstrap(apart)
                 resolved = len(pairs) > 1 and not low <= 0 <= high
-                one = {"difference": float(apart.mean()), "ci95": interval, "resolved": resolved}
+                one = {"difference": float(apart.mean()), "ci95": interval, "resolved": resolved, "seeds": len(pairs)}
                 found.setdefault(measure, {})[cell.model] = one
     return found
 
@@ -148,8 +193,10 @@ def difference_table(cells: list[Cell], found: dict[str, dict[str, dict[str, Any
             return NOT_RUN
         low, high = (100 * end for end in d["ci95"])
         number = f"{100 * d['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        number += f" ({d['seeds']})" * (d["seeds"] < most)
         return f"**{number}**" if d["resolved"] else number
 
+    most = len(cells[0].kept)
     lines = [{"": c.model} | {measure: text(of.get(c.model)) for measure, of in found.items()} for c in cells[1:]]
     return tabulate(lines, "keys", "pipe", disable_numparse=True)
 
@@ -203,7 +250,7 @@ def insert(readme: Path, found: dict[str, str]) -> str:
 
     def tables(match: re.Match[str]) -> str:
         if match[1] not in found:
-            raise ValueError(f"{readme} has a mark for {match[1]!r}, which the plan lacks.")
+            raise ValueError(f"{readme} has a mark for {match[1]!r}, and the plan no such part with tables.")
         shown = re.sub(r"^!\[.*\n", "", found[match[1]], flags=re.MULTILINE).strip()
         return f"<!-- study: {match[1]} -->\n{shown}\n<!-- /study -->"
 
@@ -228,15 +275,12 @@ def main(argv: list[str] | None = None) -> None:
         changed = insert(args.readme, found) if args.readme else None
     except (ValueError, OSError) as error:
         sys.exit(f"study_report.py: error: {error}")
-    up = "../" * (len(args.output.parts) - 1)
-    head = HEAD.format(plan=args.plan, runs=args.runs, output=args.output, up=up)
-    legend = "\n".join(f"- {name}: {what}" for name, what in MEASURES.items())
-    more = (
-        "- growth: of the relative difference from the first hidden state to the last, words moved at random\n"
-        "- residual: mean relative residual of the solves\n"
-        "- inference cost, training cost: times to those of plain BERT with the same weights\n"
-    )
-    text = f"{head}{legend}\n{more}\n" + "\n".join(f"## {part}\n\n{tables}" for part, tables in found.items())
+    about = (plan.get("about") or "").strip()
+    link = os.path.relpath(args.plan, args.output.parent)
+    sizes = {"choice": CHOICE, "validation": VALIDATION}
+    head = HEAD.format(plan=args.plan, runs=args.runs, output=args.output, link=link, about=about, **sizes)
+    legend = "".join(f"- {name}: {what}\n" for name, what in (MEASURES | LEGEND).items())
+    text = f"{head}{legend}\n" + "\n".join(f"## {part}\n\n{tables}" for part, tables in found.items())
     write_whole(args.output, lambda path: path.write_text(text, encoding="utf-8"))
     if changed is not None:
         write_whole(args.readme, lambda path: path.write_text(changed, encoding="utf-8"))

@@ -4,6 +4,7 @@ Which rows a model has right is kept as text, a digit a row: 1 right, 0 wrong, a
 about. study_report.py compares models on the same rows. Texts and labels of the data are not kept.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,8 +19,26 @@ import distill
 import finetune_glue
 import numpy
 import torch
+import transformers
 from sklearn.metrics import f1_score
-from study_plan import Run, read_run, words_of, write_run
+from study_plan import (
+    ATTACKED,
+    BATCH,
+    CHOICE,
+    LENGTH,
+    NOISE,
+    QUERIED,
+    RADIUS,
+    ROUNDS,
+    STAGES,
+    STEPS,
+    STRENGTH,
+    VALIDATION,
+    Run,
+    read_run,
+    words_of,
+    write_run,
+)
 
 from imbert_hf import IMBertConfig
 from imbert_hf.evaluation import advglue
@@ -37,15 +56,14 @@ from imbert_hf.evaluation.query_attack import query_attack
 from imbert_hf.evaluation.tasks import Row, find_task, read_rows
 
 
-CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
-NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
-RADIUS, ATTACK = 0.02, Ascent(steps=5, restarts=1)
+ATTACK = Ascent(steps=STEPS, restarts=1)
 KEPT = ("metrics", "rows", "steps", "seconds_per_training_step", "im_fields", "device", "versions", "git")
-BATCH, LENGTH, ROUNDS = 32, 64, 7  # of the cost
 
 
 def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
     """Makes the stages of a run that are missing, and keeps each as soon as it is done.
+
+    What was measured of other weights is dropped: the same seed, trained again elsewhere, need not give the same ones.
 
     Args:
         data: folder of the tasks' rows and of adv_glue.
@@ -54,12 +72,17 @@ def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
     """
     kept = read_run(runs, run) | {"problem": None}
     weights = runs / "weights" / run.trained.name
-    if "train" in kept["stages"] and not (weights / "model.safetensors").exists():
-        kept["stages"].pop("train")  # made elsewhere, or cleared away: the same seed, trained again
-    for stage in run.missing(kept):
+    if run.missing(kept) and not (weights / "model.safetensors").exists():
+        kept["stages"].pop("train", None)
+    for stage in STAGES:
+        if stage not in run.missing(kept):
+            continue
         begun = time.perf_counter()
         if stage == "train":
             found = train(run, data, weights, model)
+            digest = hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()[:16]
+            if kept.setdefault("weights", digest) != digest:
+                kept |= {"weights": digest, "stages": {}, "seconds": {}, "made": {}}
         else:
             options: dict[str, Any] = {"max_length": run.arguments.get("max_seq_length", 128)}
             options["device"] = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,7 +90,14 @@ def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
             found = STAGE[stage](run, classifier, data, runs)
         kept["stages"][stage] = found
         kept["seconds"][stage] = round(time.perf_counter() - begun, 1)
+        kept.setdefault("made", {})[stage] = made_by()
         write_run(runs, run, kept)
+
+
+def made_by() -> dict[str, Any]:
+    """Code and machine: with others, numbers differ."""
+    about = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
+    return about | {"git": finetune_glue.git_state(), "cuda": torch.cuda.is_available()}
 
 
 def train(run: Run, data: Path, weights: Path, model: str | None) -> dict[str, Any]:
@@ -95,7 +125,10 @@ def finetune(run: Run, data: Path, weights: Path, model: str | None) -> None:
     words += ["--data_dir", str(split(data, run.task, weights.parent)), "--eval_strategy", "no"]
     words += ["--save_strategy", "epoch", "--save_total_limit", "1", "--report_to", "none", "--disable_tqdm", "True"]
     words += [] if torch.cuda.is_available() else ["--use_cpu", "True"]  # bf16 needs to be told
-    begun = any(weights.glob("checkpoint-*/trainer_state.json"))
+    for checkpoint in weights.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").exists():  # written last: this one was cut off
+            shutil.rmtree(checkpoint)
+    begun = any(weights.glob("checkpoint-*"))
     script(words + (["--resume_from_checkpoint", "last"] if begun else ["--overwrite_output_dir"]))
     for checkpoint in weights.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
@@ -144,7 +177,7 @@ def test(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, 
             "attacked": bits(answers.right),
             "original": bits(r if p else None for r, p in zip(answers.original_right, answers.paired, strict=True)),
             "majority": majority(answers.rows),
-            "f1": float(f1_score(answers.gold, answers.labels)) if name == "qqp" else None,
+            "f1": float(f1_score(answers.gold, answers.labels, zero_division=0.0)) if name == "qqp" else None,
         }
     return found
 
@@ -203,7 +236,7 @@ def measured(classifier: Classifier, rows: list[Row]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def growth(classifier: Classifier, rows: list[Row]) -> float:
+def growth(classifier: Classifier, rows: list[Row]) -> float | None:
     """Mean over rows of ||h_L' - h_L|| / ||h_L|| to ||h_0' - h_0|| / ||h_0||, for one random movement of the words."""
     generator = torch.Generator().manual_seed(0)
     ratios: list[float] = []
@@ -216,7 +249,8 @@ def growth(classifier: Classifier, rows: list[Row]) -> float:
             moved = classifier.model(**batch, output_hidden_states=True).hidden_states
         first, *_, last = [float((m - h).norm() / h.norm()) for h, m in zip(states, moved, strict=True)]
         ratios += [last / first] if first else []
-    return float(numpy.mean(ratios))
+    ratios = [r for r in ratios if numpy.isfinite(r)]
+    return float(numpy.mean(ratios)) if ratios else None
 
 
 def bits(right: Iterable[Any]) -> str:

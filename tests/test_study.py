@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -18,6 +19,7 @@ pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
 from classifiers import WORDS, bert, save
+from filelock import FileLock
 from safetensors.torch import load_file
 
 
@@ -214,11 +216,100 @@ def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, p
     (runs / f"{r3f.name}.json").unlink()  # for the others
 
 
+@pytest.fixture
+def attempts(study, monkeypatch):
+    """What the child says of each attempt, in turn; the children that were started."""
+    started, answers = [], []
+
+    def child(run, args, words):
+        started.append(run.name)
+        return answers.pop(0)
+
+    monkeypatch.setattr(study, "child", child)
+    monkeypatch.setattr(study.time, "sleep", lambda seconds: None)
+    return started, answers
+
+
+def test_what_is_killed_has_not_failed_and_what_others_make_is_waited_for(study, plan, data, attempts, tmp_path):
+    started, answers = attempts
+    words = [str(plan), "--data", str(data), "--runs", str(tmp_path), "--parts", "main"]
+    answers += [(study.BUSY, None), (-9, "was killed by signal 9"), (1, "broken"), (0, None)]
+    study.main(words)
+    assert started == [*started[:3], started[0]]  # BERT's was busy, and tried again after the others
+    kept = [study.plan.read_run(tmp_path, run) for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"])]
+    assert [one["problem"] for one in kept] == [None, None, "broken"]
+    started.clear()
+    answers += [(0, None), (0, None), (0, None)]
+    study.main(words)
+    assert len(started) == 2
+    os.utime(next(tmp_path.glob("*.json")), (0, 0))  # of an earlier hour: with --retry tried, and once
+    study.main([*words, "--models", "R3F", "--retry"])
+    assert len(started) == 3
+
+
+def test_one_process_at_a_time_makes_a_run(study, plan, data, tmp_path):
+    (run,) = [r for r in study.plan.runs_of(study.plan.read_plan(plan), ["derived"]) if r.model == "switched"]
+    words = [str(plan), "--data", str(data), "--runs", str(tmp_path), "--parts", "derived", "--run", run.name]
+    with FileLock(tmp_path / f".{run.trained.name}.lock"), pytest.raises(SystemExit) as stop:  # BERT is being trained
+        study.main(words)
+    assert stop.value.code == study.BUSY
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_times_are_not_taken_while_others_work(study, plan, data, attempts, tmp_path):
+    started, answers = attempts
+    done = {stage: {} for stage in ("train", "test", "query")}
+    for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"]):
+        study.plan.write_run(tmp_path, run, {"stages": done, "seconds": {"test": 1.0}, "problem": None})
+    words = [str(plan), "--data", str(data), "--runs", str(tmp_path), "--parts", "main"]
+    study.main([*words, "--shared"])
+    assert started == []
+    answers += [(0, None)] * 3
+    study.main(words)
+    assert len(started) == 3
+
+
+def test_a_training_goes_on_from_its_last_whole_checkpoint(study, plan, data, monkeypatch, tmp_path):
+    run = next(study.plan.runs_of(study.plan.read_plan(plan)))
+    for step, file in ((32, "trainer_state.json"), (64, "model.safetensors")):  # the second was cut off
+        (tmp_path / "weights" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / "weights" / f"checkpoint-{step}" / file).touch()
+    said = []
+    monkeypatch.setattr(study.stages.finetune_glue, "main", said.extend)
+    study.stages.finetune(run, data, tmp_path / "weights", None)
+    assert said[said.index("--resume_from_checkpoint") + 1] == "last"
+    assert not list((tmp_path / "weights").glob("checkpoint-*"))  # the whole one after the training
+
+
+def test_what_was_measured_of_other_weights_is_dropped(study, plan, data, monkeypatch, tmp_path):
+    run = next(study.plan.runs_of(study.plan.read_plan(plan)))
+    weights = tmp_path / "weights" / run.name / "model.safetensors"
+    content = [b"one", b"one", b"other"]
+
+    def train(*_):
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.write_bytes(content.pop(0))
+        return {}
+
+    monkeypatch.setattr(study.stages, "train", train)
+    monkeypatch.setattr(study.stages, "load_classifier", lambda *_, **__: None)
+    for stage in ("choice", "test"):
+        monkeypatch.setitem(study.stages.STAGE, stage, lambda *_: {"of": weights.read_bytes().decode()})
+    for stages, expected in (
+        (("train", "choice"), {"choice": "one"}),
+        (("train", "choice", "test"), {"choice": "one", "test": "one"}),  # trained again, to the same weights
+        (("train", "test", "query"), {"test": "other", "query": None}),
+    ):
+        monkeypatch.setitem(study.stages.STAGE, "query", lambda *_: {"of": None})
+        study.stages.make_run(replace(run, stages=stages), data, tmp_path, None)
+        kept = study.plan.read_run(tmp_path, run)["stages"]
+        assert {name: one["of"] for name, one in kept.items() if name != "train"} == expected
+        weights.unlink()
+
+
 def test_a_run_that_takes_too_long_is_kept_as_such(study, plan, data, model, tmp_path):
     said = start(plan, data, model, tmp_path, "--parts", "main", "--time-limit", "0.1")
-    assert [line.split(": ", 2)[2] for line in said.stdout.splitlines()] == [
-        "exceeded the time limit of 0.1 s; 0 minutes of one worker left"
-    ] * 3 or said.stdout.count("exceeded the time limit of 0.1 s") == 3
+    assert said.stdout.count("exceeded the time limit of 0.1 s; 0 minutes of one worker left") == 3
     assert json.loads(next(tmp_path.glob("*.json")).read_text())["problem"] == "exceeded the time limit of 0.1 s"
 
 
@@ -237,6 +328,7 @@ def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs
     table = text.split("### main, sst2, validation")[1].split("\n\n")[1].splitlines()
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table}
     assert cells["R3F"][:2] == ["0 of 1", "not run"]
+    assert cells["most frequent label"][:3] == ["", "50.0", ""]
     by_model = {
         run.model: study.plan.read_run(runs, run)["stages"]
         for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"])
@@ -244,7 +336,10 @@ def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs
     right = {m: numpy.array([c == "1" for c in s["test"]["clean"]]) for m, s in by_model.items() if s}
     assert cells["IM-BERT"][:2] == ["1 of 1", f"{100 * right['IM-BERT'].mean():.1f}"]
     apart = 100 * (right["IM-BERT"].mean() - right["BERT"].mean())
-    assert f"{apart:+.1f} [" in text.split("Points over BERT")[-1].split("![")[0]
+    (line,) = [
+        line for line in text.split("### main")[1].split("Points over BERT")[1].splitlines() if "| IM-BERT" in line
+    ]
+    assert line.split("|")[2].strip().startswith(f"{apart:+.1f} [")
 
     shown = readme.read_text()
     assert shown.startswith("Before.\n\n<!-- study: main -->\n### main, sst2, validation")
@@ -253,13 +348,60 @@ def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs
     assert ".png" not in shown
 
 
+def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypatch):
+    root = EXAMPLES.parent
+    monkeypatch.chdir(root)
+    study.report.main(["examples/study.yaml", "--runs", "model_cards/runs", "--output", str(tmp_path / "study.md")])
+    rendered, kept = (folder.joinpath("study.md").read_text() for folder in (tmp_path, root / "model_cards"))
+    assert rendered.split("\n- clean: ")[1] == kept.split("\n- clean: ")[1]
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        path.name for path in (root / "model_cards").glob("*.png")
+    }
+    plan = study.plan.read_plan(Path("examples/study.yaml"))
+    found = study.report.sections(plan, Path("model_cards/runs"), tmp_path / "study.md")
+    assert study.report.insert(root / "README.md", found) == (root / "README.md").read_text()
+    named = {f"{run.name}.json" for run in study.plan.runs_of(plan)}
+    assert {path.name for path in Path("model_cards/runs").iterdir()} <= named  # none that no table shows
+
+
+def kept_of(clean, problem=None, **more):
+    stage = {"clean": clean, "noise": {"swap": clean}, "embedding": clean, "growth": 1.0, "residual": None}
+    return {"stages": {"choice": {**stage, "majority": 0.5, **more}}, "problem": problem}
+
+
 def test_pairs_count_where_both_texts_are_right(study):
-    stages = {"test": {"clean": "10", "advglue": {"a": {"attacked": "1101", "original": "10-1"}}}}
-    cell = study.report.Cell("m", {0: {"stages": stages}, 1: None})
-    assert cell.rows("test", "both")[0].tolist() == [True, False, True]
-    assert cell.rows("test", "originals")[0].tolist() == [True, False, True]
+    """In both sets of mnli, one after the other."""
+    two = {"mnli": {"attacked": "1101", "original": "10-1"}, "mnli-mm": {"attacked": "0", "original": "1"}}
+    cell = study.report.Cell("m", {0: {"stages": {"test": {"clean": "10", "advglue": two}}}, 1: None})
+    assert cell.rows("test", "AdvGLUE")[0].tolist() == [1, 1, 0, 1, 0]
+    assert cell.rows("test", "originals")[0].tolist() == [1, 0, 1, 1]
+    assert cell.rows("test", "both")[0].tolist() == [1, 0, 1, 0]
     assert cell.rows("test", "query") == {}
     assert cell.rows("choice", "clean") == {}
+
+
+def test_a_row_under_noise_scores_the_share_of_the_kinds(study):
+    cell = study.report.Cell("m", {0: kept_of("1100", noise={"swap": "1100", "clause": "1010"})})
+    assert cell.rows("choice", "noise")[0].tolist() == [1, 0.5, 0.5, 0]
+
+
+def test_one_seed_resolves_nothing_and_several_may(study):
+    wrong, right = "0" * 100, "1" * 100
+    for seeds in (1, 3):
+        cells = [study.report.Cell(n, {i: kept_of(c) for i in range(seeds)}) for n, c in (("a", wrong), ("b", right))]
+        found = study.report.differences(cells, "choice")["clean"]["b"]
+        assert found == {"difference": 1.0, "ci95": [1.0, 1.0], "resolved": seeds > 1, "seeds": seeds}
+
+
+def test_failures_are_counted_and_differences_are_over_common_seeds(study):
+    cells = [
+        study.report.Cell("a", {0: kept_of("1111"), 1: kept_of("0000")}),
+        study.report.Cell("b", {0: kept_of("1110"), 1: {"stages": {}, "problem": "diverged"}}),
+    ]
+    assert "| 1 of 2, 1 failed | 75.0 " in study.report.accuracies(cells, "choice")
+    found = study.report.differences(cells, "choice")
+    assert found["clean"]["b"]["difference"] == -0.25
+    assert "| -25.0 [-75.0, +0.0] (1) |" in study.report.difference_table(cells, found)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +417,17 @@ def test_pairs_count_where_both_texts_are_right(study):
         (
             "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [look]}}",
             "stages of 'p' must be of train, choice, test, query, cost, got 'look'.",
+        ),
+        ("models: {a: {}}\nparts: {}\ncomon: {}", "may hold about, common, models, parts, got 'comon'."),
+        ("models: {a: bert}\nparts: {}", "'a' must hold arguments by name, got 'bert'."),
+        ("models: {a: {of: [b]}}\nparts: {}", "of of 'a' must be a model that has neither of nor teacher, got ['b']."),
+        (
+            "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [test], argument: {}}}",
+            "part 'p' may hold tasks, seeds, models, stages, arguments, got 'argument'.",
+        ),
+        (
+            "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [], stages: [test]}}",
+            "models of 'p' must be of a, got none.",
         ),
         ("models: {a: {of: b}}\nparts: {}", "of of 'a' must be a model that has neither of nor teacher, got 'b'."),
         (
