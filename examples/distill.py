@@ -26,6 +26,7 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
 from imbert_hf.evaluation.classifier import Classifier, load_classifier
+from imbert_hf.evaluation.commands.common import parse_label_map
 from imbert_hf.evaluation.tasks import find_task
 
 
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--teacher", required=True, help="folder or Hub id of a fine-tuned classifier")
     parser.add_argument("--temperature", type=float, default=2.0, help="of the softmax (default: 2)")
     parser.add_argument("--task", required=True, choices=list(finetune_glue.TASKS))
+    parser.add_argument("--label-map", help="of the teacher: negative=0,positive=1, where its config does not tell")
     parser.add_argument("--max_seq_length", type=int, default=128)
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -103,7 +105,8 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError(f"--{name} must be left out: the student is BERT with the teacher's weights and loss.")
         if not 0 < own.temperature < float("inf"):
             raise ValueError(f"--temperature must be a finite number > 0, got {own.temperature}.")
-        teacher = load_classifier(own.teacher, find_task(own.task), max_length=own.max_seq_length)
+        options = {"label_map": parse_label_map(own.label_map), "max_length": own.max_seq_length}
+        teacher = load_classifier(own.teacher, find_task(own.task), **options)
         with tempfile.TemporaryDirectory() as folder:
             save_as_bert(teacher, folder)
             trainer: Any = partial(DistillationTrainer, teacher=teacher, temperature=own.temperature)
