@@ -18,6 +18,7 @@ from transformers import BertForSequenceClassification, BertTokenizer
 import imbert_hf
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.card_upload import _is_saved_in
+from imbert_hf.configuration_imbert import IM_FIELDS
 from imbert_hf.evaluation.commands import card as command
 from imbert_hf.evaluation.loading import fingerprint
 from imbert_hf.evaluation.report import Journal
@@ -143,7 +144,7 @@ def training(folder):
         "seconds_per_training_step": 0.4567,
         "seconds_per_eval_row": {"validation": 0.00891},
         "train_runtime": 2345.6,
-        "im_fields": {name: value for name, value in config.items() if name.startswith("im_")},
+        "im_fields": {name: value for name, value in config.items() if name in IM_FIELDS},  # as finetune_glue.py
         "arguments": {
             "model": {"model_name_or_path": "google-bert/bert-base-uncased"},
             "data": {"max_seq_length": 129},

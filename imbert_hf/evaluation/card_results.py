@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from imbert_hf.configuration_imbert import IM_FIELDS
+
 from .loading import fingerprint
 from .tasks import HUB
 
@@ -95,7 +97,7 @@ def _check(path: Path, entry: Any, keys: Iterable[str]) -> dict[str, Any]:
 def _check_training(folder: Path, path: Path, training: dict[str, Any]) -> None:
     trained = training.get("im_fields") or {}
     config = read_json(folder / "config.json")
-    for name in trained.keys() | {name for name in config if name.startswith("im_")}:
+    for name in IM_FIELDS:  # im_version is of the code, and no setting
         if trained.get(name) != config.get(name):
             raise ValueError(
                 f"{path} is of a training with {name} {trained.get(name)!r}, and {folder / 'config.json'} has "
