@@ -98,23 +98,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--label-map", help="of the teacher: negative=0,positive=1, where its config does not tell")
     parser.add_argument("--max_seq_length", type=int, default=128)
     words = sys.argv[1:] if argv is None else argv
-    try:
-        own, others = parser.parse_known_args(words)
-        for name in ("model_name_or_path", "connection", "r3f"):
-            if any(word.split("=")[0].lstrip("-").replace("-", "_") == name for word in others):
-                raise ValueError(f"--{name} must be left out: the student is BERT with the teacher's weights and loss.")
-        if not 0 < own.temperature < float("inf"):
-            raise ValueError(f"--temperature must be a finite number > 0, got {own.temperature}.")
-        options = {"label_map": parse_label_map(own.label_map), "max_length": own.max_seq_length}
-        teacher = load_classifier(own.teacher, find_task(own.task), **options)
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            own, others = parser.parse_known_args(words)
+            for name in ("model_name_or_path", "connection", "r3f"):
+                if any(word.split("=")[0].lstrip("-").replace("-", "_") == name for word in others):
+                    raise ValueError(f"--{name} must be left out: the student has the teacher's weights and its loss.")
+            if not 0 < own.temperature < float("inf"):
+                raise ValueError(f"--temperature must be a finite number > 0, got {own.temperature}.")
+            options = {"label_map": parse_label_map(own.label_map), "max_length": own.max_seq_length}
+            teacher = load_classifier(own.teacher, find_task(own.task), **options)
             save_as_bert(teacher, folder)
-            trainer: Any = partial(DistillationTrainer, teacher=teacher, temperature=own.temperature)
-            fixed = ["--task", own.task, "--max_seq_length", str(own.max_seq_length), "--connection", "bert"]
-            about = {"teacher": own.teacher, "temperature": own.temperature}
-            finetune_glue.main([*others, *fixed, "--model_name_or_path", folder], trainer, about)
-    except ValueError as error:
-        sys.exit(f"distill.py: error: {' '.join(str(error).split())}")
+        except ValueError as error:
+            sys.exit(f"distill.py: error: {' '.join(str(error).split())}")
+        trainer: Any = partial(DistillationTrainer, teacher=teacher, temperature=own.temperature)
+        fixed = ["--task", own.task, "--max_seq_length", str(own.max_seq_length), "--connection", "bert"]
+        about = {"teacher": own.teacher, "temperature": own.temperature}
+        finetune_glue.main([*others, *fixed, "--model_name_or_path", folder], trainer, about)
 
 
 if __name__ == "__main__":

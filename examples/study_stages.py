@@ -147,6 +147,8 @@ def with_fields(run: Run, weights: Path) -> Path:
 def split(data: Path, task: str, folder: Path) -> Path:
     """Rows for finetune_glue.py: CHOICE of the train file to choose settings by, and the others to train on."""
     rows = (data / task / "train.jsonl").read_bytes().splitlines()
+    if len(rows) <= CHOICE:
+        raise ValueError(f"{data / task / 'train.jsonl'} must hold more than {CHOICE} rows, got {len(rows)}.")
     chosen = set(numpy.random.default_rng(0).choice(len(rows), CHOICE, replace=False).tolist())
     (folder / task).mkdir(parents=True, exist_ok=True)
     for name, keep in ((validation_file(task), True), ("train.jsonl", False)):

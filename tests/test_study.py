@@ -136,6 +136,13 @@ def test_no_run_trains_on_a_row_that_settings_are_chosen_by(study, data, tmp_pat
     assert sorted(parts[0] + parts[1]) == sorted((data / "sst2" / "train.jsonl").read_text().splitlines())
 
 
+def test_a_train_file_without_rows_to_spare_is_refused(study, tmp_path):
+    (tmp_path / "sst2").mkdir()
+    (tmp_path / "sst2" / "train.jsonl").write_text("{}\n" * 500)
+    with pytest.raises(ValueError, match=r"sst2/train.jsonl must hold more than 500 rows, got 500\."):
+        study.stages.split(tmp_path, "sst2", tmp_path / "parts")
+
+
 def test_what_is_kept_of_a_run(study, plan, data, runs):
     (run,) = [r for r in study.plan.runs_of(study.plan.read_plan(plan), ["main"]) if r.model == "IM-BERT"]
     kept = study.plan.read_run(runs, run)
