@@ -28,6 +28,8 @@ Each run is kept in outputs/study/<task>-<seed>-<hash of its settings>.json, sta
     query   the character attack on validation rows
     cost    times of inference and of a training step to plain BERT's, in turns; on an idle machine, with --workers 1
 
+Accuracies are measured in float32, and under bfloat16 autocast in a part that says `autocast: bfloat16`.
+
 The hash is of what the plan says, not of IMBertConfig's defaults: a plan that is to outlive them names every field.
 Runs of equal settings are one run, in whatever parts they are. What is killed is gone on with by whoever comes next, a
 training from its last epoch; several processes, on several machines with one folder, share the work. A run that fails
@@ -87,6 +89,8 @@ def one_run(run: Run, args: argparse.Namespace) -> None:
     try:
         # Held by the process that makes the run; the system gives it up where that one dies.
         with FileLock(args.runs / f".{run.taught_by.name}.lock", timeout=0):
+            if not run.missing(read_run(args.runs, run)):  # another was quicker, and has said so
+                sys.exit(BUSY)
             from study_stages import make_run  # torch and all that; the others only wait
 
             make_run(run, args.data, args.runs, args.model)

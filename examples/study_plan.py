@@ -13,6 +13,7 @@ import yaml
 
 STAGES = ("train", "choice", "test", "query", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
+AUTOCAST = ("bfloat16", "float16")
 NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
 RADIUS, STEPS = 0.02, 5  # of the attack on the embeddings, relative to their norm
 BATCH, LENGTH, ROUNDS = 32, 64, 7  # of the cost
@@ -27,6 +28,7 @@ class Run:
         arguments: the others of finetune_glue.py, or of distill.py where there is a teacher.
         teacher: arguments of the run whose weights are distilled.
         fields: im_ fields that the model is given after the training.
+        autocast: torch's name of the dtype under whose autocast accuracies are measured; "": none, in float32.
         part, model: what the plan calls them; runs of equal settings are one run, whatever they are called.
         stages: of STAGES, in that order; "train" is always the first.
     """
@@ -36,14 +38,15 @@ class Run:
     arguments: dict[str, Any]
     teacher: dict[str, Any]
     fields: dict[str, Any]
+    autocast: str
     part: str
     model: str
     stages: tuple[str, ...]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the run depends on; `teacher` and `fields` where it has them."""
-        more = {name: getattr(self, name) for name in ("teacher", "fields") if getattr(self, name)}
+        """What the run depends on; `teacher`, `fields` and `autocast` where it has them."""
+        more = {name: getattr(self, name) for name in ("teacher", "fields", "autocast") if getattr(self, name)}
         return {"task": self.task, "seed": self.seed, "arguments": self.arguments, **more}
 
     @property
@@ -53,13 +56,13 @@ class Run:
 
     @property
     def trained(self) -> "Run":
-        """The run that has these weights and no fields."""
-        return replace(self, fields={})
+        """The run that has these weights and nothing else."""
+        return replace(self, fields={}, autocast="")
 
     @property
     def taught_by(self) -> "Run":
         """The run whose weights are distilled; this one's own training where none are."""
-        return replace(self, arguments=self.teacher or self.arguments, teacher={}, fields={})
+        return replace(self, arguments=self.teacher or self.arguments, teacher={}, fields={}, autocast="")
 
     def missing(self, kept: dict[str, Any]) -> list[str]:
         """Stages that are still to be made."""
@@ -99,10 +102,12 @@ def read_plan(path: Path) -> dict[str, Any]:
             if not isinstance(what, dict) or not isinstance(what.get(name), list):
                 raise ValueError(f"{path}: part {part!r} must hold {name!r}, a list.")
         for name in what:
-            if name not in ("tasks", "seeds", "models", "stages", "arguments"):
-                raise ValueError(
-                    f"{path}: part {part!r} may hold tasks, seeds, models, stages, arguments, got {name!r}."
-                )
+            if name not in (known := ("tasks", "seeds", "models", "stages", "arguments", "autocast")):
+                raise ValueError(f"{path}: part {part!r} may hold {', '.join(known)}, got {name!r}.")
+        if what.get("autocast", "bfloat16") not in AUTOCAST:
+            raise ValueError(
+                f"{path}: autocast of {part!r} must be of {', '.join(AUTOCAST)}, got {what['autocast']!r}."
+            )
         for field, names in (("models", list(plan["models"])), ("stages", list(STAGES))):
             unknown = [one for one in what[field] if one not in names]
             if unknown or not what[field]:
@@ -123,7 +128,8 @@ def runs_of(plan: dict[str, Any], parts: list[str] | None = None) -> Iterator[Ru
                     arguments = common | ((plan["models"][base] or {}) if base else own)
                     taught_by = common | (plan["models"][teacher] or {}) if teacher else {}
                     stages = ("train", *(s for s in STAGES[1:] if s in what["stages"]))
-                    yield Run(task, seed, arguments, taught_by, own if base else {}, part, model, stages)
+                    fields, autocast = own if base else {}, what.get("autocast", "")
+                    yield Run(task, seed, arguments, taught_by, fields, autocast, part, model, stages)
 
 
 def read_run(folder: Path, run: Run) -> dict[str, Any]:

@@ -232,6 +232,7 @@ def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
                 title = f"{part}, {task}, {'validation' if stage == 'test' else stage}"
                 apart = differences(cells, stage)
                 text = f"### {title}\n\n{accuracies(cells, stage)}\n"
+                text += f"\nMeasured under {what['autocast']} autocast.\n" if "autocast" in what else ""
                 if apart:
                     name = re.sub(r"\W+", "-", f"{output.stem}-{title}") + ".png"
                     save = partial(picture(cells, apart, title).savefig, dpi=100, format="png")

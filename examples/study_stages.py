@@ -85,9 +85,12 @@ def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
                 kept |= {"weights": digest, "stages": {}, "seconds": {}, "made": {}}
         else:
             options: dict[str, Any] = {"max_length": run.arguments.get("max_seq_length", 128)}
-            options["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+            options["device"] = device = "cuda" if torch.cuda.is_available() else "cpu"
             classifier = load_classifier(str(with_fields(run, weights)), find_task(run.task), name=run.model, **options)
-            found = STAGE[stage](run, classifier, data, runs)
+            # Without its cache, which would hand weights cast under inference_mode to the attack's gradients.
+            dtype = getattr(torch, run.autocast or "float32")
+            with torch.autocast(device, dtype, enabled=bool(run.autocast) and stage != "cost", cache_enabled=False):
+                found = STAGE[stage](run, classifier, data, runs)
         kept["stages"][stage] = found
         kept["seconds"][stage] = round(time.perf_counter() - begun, 1)
         kept.setdefault("made", {})[stage] = made_by()
@@ -224,14 +227,25 @@ def test_rows(run: Run, classifier: Classifier, data: Path, limit: int) -> list[
 def measured(classifier: Classifier, rows: list[Row]) -> dict[str, Any]:
     """Clean, under natural noise, under the attack on the embeddings; growth of a perturbation, and residuals."""
     prediction = predict(classifier, [row.texts for row in rows])
-    noisy = noise(classifier, rows, kinds=NOISE, strengths=(STRENGTH,))
+    right = [label == row.label for label, row in zip(prediction.labels, rows, strict=True)]
+    noisy = noise(
+        classifier,
+        rows,
+        kinds=NOISE,
+        strengths=(STRENGTH,),
+        keep=lambda key, make: make() if key["strength"] else right,  # strength 0 is the clean text
+    )
     few = rows[:: max(1, len(rows) // ATTACKED)][:ATTACKED]
+    with torch.autocast(
+        classifier.model.device.type, enabled=False
+    ):  # a difference near the rounding of half precision
+        grown = growth(classifier, few)
     return {
-        "clean": bits(label == row.label for label, row in zip(prediction.labels, rows, strict=True)),
+        "clean": bits(right),
         "majority": majority(rows),
         "noise": {entry["kind"]: bits(entry["right"]) for entry in noisy},
         "embedding": bits(attacked(classifier, few, RADIUS, ATTACK)),
-        "growth": growth(classifier, few),
+        "growth": grown,
         "residual": float(prediction.residuals.mean()) if prediction.residuals.size else None,
         "converged": float(prediction.converged.mean()) if prediction.converged.size else None,
     }

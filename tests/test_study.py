@@ -80,6 +80,13 @@ def plan(tmp_path_factory):
             "models": ["one at inference", "switched", "distilled"],
             "stages": ["choice"],
         },
+        "half": {
+            "tasks": ["sst2"],
+            "seeds": [0],
+            "models": ["IM-BERT"],
+            "stages": ["choice", "cost"],
+            "autocast": "bfloat16",
+        },
     }
     models = {
         "BERT": {"connection": "bert"},
@@ -117,8 +124,8 @@ def runs(study, plan, data, model, tmp_path_factory):
 
 def test_equal_settings_are_one_run_whatever_they_are_called(study, plan):
     every = list(study.plan.runs_of(study.plan.read_plan(plan)))
-    assert len(every) == 10
-    assert len({run.name for run in every}) == 8
+    assert len(every) == 11
+    assert len({run.name for run in every}) == 9
     assert len({run.trained.name for run in every}) == 6
     assert len({run.taught_by.name for run in every}) == 5
     search, main = (
@@ -193,6 +200,22 @@ def test_a_model_may_be_anothers_weights_with_other_fields_or_what_it_taught(stu
     assert kept["distilled"]["stages"]["train"]["steps"] == 4
     assert kept["one at inference"]["stages"]["train"] == kept["IM-BERT"]["stages"]["train"]
     assert kept["switched"]["stages"]["choice"]["residual"] > 0
+
+
+def test_the_same_weights_under_autocast(study, plan, runs):
+    every = {
+        run.part: study.plan.read_run(runs, run)
+        for run in study.plan.runs_of(study.plan.read_plan(plan), ["main", "half"])
+        if run.model == "IM-BERT"
+    }
+    single, half = (every[part] for part in ("main", "half"))
+    assert half["settings"] == single["settings"] | {"autocast": "bfloat16"}
+    assert half["stages"]["train"] == single["stages"]["train"]
+    before, after = (kept["stages"]["choice"] for kept in (single, half))
+    assert after["residual"] != before["residual"]
+    assert after["residual"] == pytest.approx(before["residual"], rel=0.05)
+    assert after["growth"] == before["growth"]  # always in float32
+    assert set(half["stages"]["cost"]) == set(single["stages"]["cost"])
 
 
 def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, plan, data, model, runs):
@@ -327,6 +350,7 @@ def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs
     study.report.main(words)
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     pictures = {f"study-{name}.png" for name in ("main-sst2-validation", "search-sst2-choice", "derived-sst2-choice")}
+    assert output.read_text().count("Measured under bfloat16 autocast.") == 1
     assert set(made) == {"README.md", "study.md"} | pictures
     study.report.main(words)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
@@ -343,9 +367,8 @@ def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs
     right = {m: numpy.array([c == "1" for c in s["test"]["clean"]]) for m, s in by_model.items() if s}
     assert cells["IM-BERT"][:2] == ["1 of 1", f"{100 * right['IM-BERT'].mean():.1f}"]
     apart = 100 * (right["IM-BERT"].mean() - right["BERT"].mean())
-    (line,) = [
-        line for line in text.split("### main")[1].split("Points over BERT")[1].splitlines() if "| IM-BERT" in line
-    ]
+    apart_table = text.split("### main")[1].split("Points over BERT")[1].split("![")[0]
+    (line,) = [line for line in apart_table.splitlines() if "| IM-BERT" in line]
     assert line.split("|")[2].strip().startswith(f"{apart:+.1f} [")
 
     shown = readme.read_text()
@@ -430,7 +453,11 @@ def test_failures_are_counted_and_differences_are_over_common_seeds(study):
         ("models: {a: {of: [b]}}\nparts: {}", "of of 'a' must be a model that has neither of nor teacher, got ['b']."),
         (
             "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [test], argument: {}}}",
-            "part 'p' may hold tasks, seeds, models, stages, arguments, got 'argument'.",
+            "part 'p' may hold tasks, seeds, models, stages, arguments, autocast, got 'argument'.",
+        ),
+        (
+            "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [test], autocast: float64}}",
+            "autocast of 'p' must be of bfloat16, float16, got 'float64'.",
         ),
         (
             "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [], stages: [test]}}",
@@ -460,7 +487,7 @@ def test_a_wrong_plan_is_one_sentence(change, sentence, study, data, tmp_path):
 
 def test_wrong_arguments(study, plan, data, tmp_path):
     for words, sentence in (
-        (["--parts", "mian"], "--parts must be of search, main, derived, got 'mian'."),
+        (["--parts", "mian"], "--parts must be of search, main, derived, half, got 'mian'."),
         (["--models", "BART"], "--models must be of BERT, IM-BERT, R3F, .*, got 'BART'."),
         (["--workers", "0"], "--workers must be an integer >= 1, got 0."),
         (["--data", str(tmp_path)], f"--data {tmp_path} lacks sst2/train.jsonl."),
