@@ -13,6 +13,7 @@ import yaml
 
 STAGES = ("train", "choice", "test", "query", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
+ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast")  # of a part
 AUTOCAST = ("bfloat16", "float16")
 NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
 RADIUS, STEPS = 0.02, 5  # of the attack on the embeddings, relative to their norm
@@ -102,8 +103,8 @@ def read_plan(path: Path) -> dict[str, Any]:
             if not isinstance(what, dict) or not isinstance(what.get(name), list):
                 raise ValueError(f"{path}: part {part!r} must hold {name!r}, a list.")
         for name in what:
-            if name not in (known := ("tasks", "seeds", "models", "stages", "arguments", "autocast")):
-                raise ValueError(f"{path}: part {part!r} may hold {', '.join(known)}, got {name!r}.")
+            if name not in ENTRIES:
+                raise ValueError(f"{path}: part {part!r} may hold {', '.join(ENTRIES)}, got {name!r}.")
         if what.get("autocast", "bfloat16") not in AUTOCAST:
             raise ValueError(
                 f"{path}: autocast of {part!r} must be of {', '.join(AUTOCAST)}, got {what['autocast']!r}."
