@@ -14,7 +14,7 @@ import yaml
 STAGES = ("train", "choice", "test", "query", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
 ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast")  # of a part
-AUTOCAST = ("bfloat16", "float16")
+AUTOCAST = ("bfloat16",)  # float16 would want its gradients scaled
 NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
 RADIUS, STEPS = 0.02, 5  # of the attack on the embeddings, relative to their norm
 BATCH, LENGTH, ROUNDS = 32, 64, 7  # of the cost

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,15 @@ def cells_of(runs: Iterable[Run], folder: Path) -> list[Cell]:
     kept: dict[str, dict[int, dict[str, Any] | None]] = {}
     for run in runs:
         made = read_run(folder, run)
+        made["stages"] |= kept_cost(folder, run) if made["stages"] else {}
         kept.setdefault(run.model, {})[run.seed] = made if made["stages"] or made["problem"] else None
     return [Cell(model, seeds) for model, seeds in kept.items()]
+
+
+def kept_cost(folder: Path, run: Run) -> dict[str, Any]:
+    """Measured once, without autocast."""
+    stages = read_run(folder, replace(run, autocast=""))["stages"]
+    return {"cost": stages["cost"]} if "cost" in stages else {}
 
 
 def spread(values: list[float], digits: int = 1) -> str:
@@ -232,7 +239,7 @@ def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
                 title = f"{part}, {task}, {'validation' if stage == 'test' else stage}"
                 apart = differences(cells, stage)
                 text = f"### {title}\n\n{accuracies(cells, stage)}\n"
-                text += f"\nMeasured under {what['autocast']} autocast.\n" if "autocast" in what else ""
+                text += f"\nAccuracies and residuals under {what['autocast']} autocast.\n" if "autocast" in what else ""
                 if apart:
                     name = re.sub(r"\W+", "-", f"{output.stem}-{title}") + ".png"
                     save = partial(picture(cells, apart, title).savefig, dpi=100, format="png")

@@ -87,7 +87,7 @@ def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
             options: dict[str, Any] = {"max_length": run.arguments.get("max_seq_length", 128)}
             options["device"] = device = "cuda" if torch.cuda.is_available() else "cpu"
             classifier = load_classifier(str(with_fields(run, weights)), find_task(run.task), name=run.model, **options)
-            # Without its cache, which would hand weights cast under inference_mode to the attack's gradients.
+            # No cast that was made under inference_mode may reach the attack's gradients: no cache.
             dtype = getattr(torch, run.autocast or "float32")
             with torch.autocast(device, dtype, enabled=bool(run.autocast) and stage != "cost", cache_enabled=False):
                 found = STAGE[stage](run, classifier, data, runs)
@@ -236,9 +236,8 @@ def measured(classifier: Classifier, rows: list[Row]) -> dict[str, Any]:
         keep=lambda key, make: make() if key["strength"] else right,  # strength 0 is the clean text
     )
     few = rows[:: max(1, len(rows) // ATTACKED)][:ATTACKED]
-    with torch.autocast(
-        classifier.model.device.type, enabled=False
-    ):  # a difference near the rounding of half precision
+    # The difference is near the rounding of half precision.
+    with torch.autocast(classifier.model.device.type, enabled=False):
         grown = growth(classifier, few)
     return {
         "clean": bits(right),

@@ -1,9 +1,8 @@
-"""examples/jacobians.py: what it says of linear maps is known, and its table comes out on a tiny BERT."""
+"""examples/jacobians.py: of maps whose Jacobians are known, and of a tiny BERT in its own forward."""
 
 import sys
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
 
@@ -11,6 +10,7 @@ import torch
 pytest.importorskip("tabulate")
 
 from classifiers import bert, save
+from transformers import AutoModel
 
 
 @pytest.fixture(scope="module")
@@ -24,45 +24,56 @@ def jacobians():
     return jacobians
 
 
-def rotation(angle, scale=1.0):
-    c, s = scale * numpy.cos(angle), scale * numpy.sin(angle)
-    return [[c, -s], [s, c]]
-
-
-@pytest.mark.parametrize(
-    ("matrix", "outside"),
-    [
-        (numpy.diag([0.5, 1.8]), 0),  # z = -0.5 and 0.8
-        (numpy.diag([-0.5, 0.5]), 50),  # z = -1.5: implicit Euler multiplies by 0.4
-        (numpy.eye(2) + rotation(numpy.pi / 2, 0.5), 100),  # z = +-0.5 i: damped, where the explicit step amplifies
-        ([[0.9, 0.3], [0.0, 0.2]], 0),  # not normal
-    ],
-)
-def test_of_a_linear_map(jacobians, matrix, outside):
-    J = torch.tensor(numpy.asarray(matrix), dtype=torch.float64)
-    found = jacobians.steps(lambda h: h @ J.T, torch.tensor([[[0.3, -0.7]]], dtype=torch.float64))
-    implicit = torch.linalg.inv(2 * torch.eye(2, dtype=torch.float64) - J)
-    for name, expected in (("explicit", J), ("implicit", implicit)):
+def test_of_a_linear_map(jacobians):
+    """Not normal: y = (2 I - A)^-1 x."""
+    A = torch.tensor([[0.9, 0.3], [0.0, 0.2]], dtype=torch.float64)
+    found = jacobians.steps(lambda h: h @ A.T, torch.tensor([[[0.3, -0.7]]], dtype=torch.float64))
+    inverse = torch.linalg.inv(2 * torch.eye(2, dtype=torch.float64) - A)
+    for name, expected in (("explicit", A), ("implicit", inverse)):
+        torch.testing.assert_close(found[name], expected)
         singular = torch.linalg.svdvals(expected)
-        assert found[f"gain, {name}"] == pytest.approx(float(singular.square().mean().sqrt()))
-        assert found[f"worst, {name}"] == pytest.approx(float(singular[0]))
-    z = numpy.linalg.eigvals(numpy.asarray(matrix)) - 1
-    assert found["Re z"] == pytest.approx(z.real.max())
-    assert found["outside"] == outside == 100 * numpy.mean(abs(1 / (1 - z)) < abs(1 + z))
-    assert found["residual"] <= 1e-5
+        assert jacobians.gain(found[name]) == pytest.approx(float(singular.square().mean().sqrt()))
+        assert jacobians.worst(found[name]) == pytest.approx(float(singular[0]))
 
 
-def test_a_step_without_a_solution_is_said(jacobians):
-    J = 2 * torch.eye(2)  # z = 1, the pole of implicit Euler
-    with pytest.raises(ValueError, match="the implicit step has a relative residual of"):
-        jacobians.steps(lambda h: h @ J, torch.ones(1, 1, 2))
+def test_the_implicit_steps_jacobian_is_at_its_solution(jacobians):
+    """F(h) = h^2 / 4, so that y = 4 - sqrt(16 - 4 x), and dy/dx = 2 / sqrt(16 - 4 x) against dF/dh = x / 2."""
+    x = torch.tensor([[[1.0, 2.0, -3.0]]], dtype=torch.float64)
+    found = jacobians.steps(lambda h: h.square() / 4, x)
+    torch.testing.assert_close(found["explicit"], torch.diag(x.flatten() / 2))
+    torch.testing.assert_close(found["implicit"], torch.diag(2 / (16 - 4 * x.flatten()).sqrt()), rtol=1e-4, atol=1e-6)
 
 
-def test_the_table(jacobians, tmp_path, capsys):
-    model = save(tmp_path / "bert", bert())
-    jacobians.main(["--model", model, "--sentences", "1", "--tokens", "32"])
+def test_a_step_without_a_solution(jacobians):
+    found = jacobians.steps(lambda h: 2 * h, torch.ones(1, 1, 2))  # y = x + y
+    assert found["implicit"] is None
+    torch.testing.assert_close(found["explicit"], 2 * torch.eye(2))
+
+
+def test_layers_see_what_they_see_in_the_checkpoints_own_forward(jacobians, tmp_path, capsys, monkeypatch):
+    path = save(tmp_path / "bert", bert())
+    seen = []
+
+    def steps(F, x):
+        seen.append(x)
+        return {"explicit": torch.eye(2), "implicit": None}
+
+    monkeypatch.setattr(jacobians, "steps", steps)
+    jacobians.main(["--model", path, "--sentences", "1"])
     head, _, *table = capsys.readouterr().out.splitlines()
-    assert head == "bert: 1 sentences of at most 32 tokens, explicit, implicit"
-    assert [line.split("|")[1].strip() for line in table[2:]] == [str(i) for i in range(bert().config.num_hidden_layers)]
-    with pytest.raises(SystemExit, match=r"error: --tokens must be at least \d+ and --sentences at least 1\."):
-        jacobians.main(["--model", model, "--tokens", "2"])
+    plain = AutoModel.from_pretrained(path).eval()
+    monkeypatch.setattr(jacobians, "load", lambda path: (plain, jacobians.load_encoder(path)[1]))
+    own, seen = seen, []
+    jacobians.main(["--model", path, "--sentences", "1"])
+    assert head == f"bert, sentences of {seen[0].shape[1]} tokens"
+    assert all(torch.equal(a, b) for a, b in zip(own, seen, strict=True))
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    assert cells[0] == ["layer", "gain, explicit", "worst, explicit", "gain, implicit", "worst, implicit", "solved"]
+    assert cells[2:] == [[str(i), "1.00", "1.0", "", "", "0 of 1"] for i in range(plain.config.num_hidden_layers)]
+
+
+def test_wrong_arguments(jacobians, tmp_path):
+    with pytest.raises(SystemExit, match=r"jacobians.py: error: --sentences must be from 1 to \d+, got 0\."):
+        jacobians.main(["--sentences", "0", "--model", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"jacobians.py: error: .*absent"):
+        jacobians.main(["--model", str(tmp_path / "absent")])

@@ -84,7 +84,7 @@ def plan(tmp_path_factory):
             "tasks": ["sst2"],
             "seeds": [0],
             "models": ["IM-BERT"],
-            "stages": ["choice", "cost"],
+            "stages": ["choice"],
             "autocast": "bfloat16",
         },
     }
@@ -215,7 +215,22 @@ def test_the_same_weights_under_autocast(study, plan, runs):
     assert after["residual"] != before["residual"]
     assert after["residual"] == pytest.approx(before["residual"], rel=0.05)
     assert after["growth"] == before["growth"]  # always in float32
-    assert set(half["stages"]["cost"]) == set(single["stages"]["cost"])
+
+
+def test_all_that_a_part_measures_is_under_its_autocast_but_costs(study, plan, monkeypatch, tmp_path):
+    run = next(study.plan.runs_of(study.plan.read_plan(plan), ["half"]))
+    monkeypatch.setattr(study.stages, "load_classifier", lambda *_, **__: None)
+    monkeypatch.setattr(study.stages, "train", lambda run, data, weights, model: None)
+    (tmp_path / "weights" / run.trained.name).mkdir(parents=True)
+    (tmp_path / "weights" / run.trained.name / "model.safetensors").touch()
+    for stage in ("choice", "test", "query", "cost"):
+        monkeypatch.setitem(study.stages.STAGE, stage, lambda *_: torch.is_autocast_enabled("cpu"))
+    every = ("train", "choice", "test", "query", "cost")
+    for autocast, expected in (("bfloat16", [True, True, True, False]), ("", [False] * 4)):
+        one = replace(run, autocast=autocast, stages=every)
+        study.stages.make_run(one, tmp_path, tmp_path, None)
+        stages = study.plan.read_run(tmp_path, one)["stages"]
+        assert [stages[stage] for stage in every[1:]] == expected
 
 
 def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, plan, data, model, runs):
@@ -350,7 +365,10 @@ def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs
     study.report.main(words)
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     pictures = {f"study-{name}.png" for name in ("main-sst2-validation", "search-sst2-choice", "derived-sst2-choice")}
-    assert output.read_text().count("Measured under bfloat16 autocast.") == 1
+    head, _, line, *_ = output.read_text().split("### half, sst2, choice")[1].strip().splitlines()
+    assert "inference cost" in head  # that of the same weights without autocast
+    assert line.startswith("| IM-BERT")
+    assert output.read_text().count("Accuracies and residuals under bfloat16 autocast.") == 1
     assert set(made) == {"README.md", "study.md"} | pictures
     study.report.main(words)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
@@ -457,7 +475,7 @@ def test_failures_are_counted_and_differences_are_over_common_seeds(study):
         ),
         (
             "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [test], autocast: float64}}",
-            "autocast of 'p' must be of bfloat16, float16, got 'float64'.",
+            "autocast of 'p' must be of bfloat16, got 'float64'.",
         ),
         (
             "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [], stages: [test]}}",
