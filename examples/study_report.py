@@ -53,6 +53,7 @@ MEASURES = {
     "both": "original and attacked text both right",
 }
 LEGEND = {
+    "official": "AdvGLUE's own score, where another: QQP's mean of accuracy and F1, MNLI's mean of its two sets",
     "growth": "of the relative difference from the first hidden state to the last, words moved at random",
     "residual": "mean relative residual of the solves",
     "inference cost, training cost": "times to those of plain BERT with the same weights, in turns, float32, "
@@ -113,6 +114,12 @@ def of_measure(stages: dict[str, Any], stage: str, measure: str) -> numpy.ndarra
     return {"AdvGLUE": attacked, "originals": original, "both": attacked * original}[measure]
 
 
+def official(sets: dict[str, dict[str, Any]]) -> float:
+    """AdvGLUE's score of one task, from 0 to 1, of the sets that `test` keeps."""
+    scores = [[digits(one["attacked"]).mean(), *([] if one["f1"] is None else [one["f1"]])] for one in sets.values()]
+    return float(numpy.mean([numpy.mean(of_set) for of_set in scores]))
+
+
 def digits(text: str) -> numpy.ndarray:
     return numpy.array([numpy.nan if c == "-" else float(c) for c in text])
 
@@ -152,6 +159,9 @@ def accuracies(cells: list[Cell], stage: str) -> str:
             scores = cell.rows(stage, measure)
             line[measure] = spread([100 * float(r.mean()) for r in scores.values()])
             line[measure] += f" ({len(scores)})" * (0 < len(scores) < len(made))
+        sets = [kept["stages"][stage].get("advglue", {}) for kept in made]
+        other = any(len(one) > 1 or "qqp" in one for one in sets)
+        line["official"] = spread([100 * official(one) for one in sets]) if other or not made else ""
         line["growth"] = spread([g for kept in made if (g := kept["stages"][stage]["growth"]) is not None], 2)
         residuals = [kept["stages"][stage]["residual"] for kept in made]
         line["residual"] = spread([r for r in residuals if r is not None], 3) if any(residuals) or not made else ""

@@ -428,6 +428,17 @@ def test_pairs_count_where_both_texts_are_right(study):
     assert cell.rows("choice", "clean") == {}
 
 
+def test_the_official_score_of_a_task(study):
+    two = {"mnli": {"attacked": "1101", "f1": None}, "mnli-mm": {"attacked": "01", "f1": None}}
+    assert study.report.official(two) == (0.75 + 0.5) / 2
+    qqp = {"qqp": {"attacked": "1101", "f1": 0.25, "original": "1111", "majority": 0.5}}
+    assert study.report.official(qqp) == (0.75 + 0.25) / 2
+    kept = {"stages": {"test": kept_of("1111")["stages"]["choice"] | {"advglue": qqp}}, "problem": None}
+    head, _, line, *_ = study.report.accuracies([study.report.Cell("m", {0: kept})], "test").splitlines()
+    cells = dict(zip(*([cell.strip() for cell in of.split("|")] for of in (head, line)), strict=True))
+    assert (cells["AdvGLUE"], cells["official"]) == ("75.0", "50.0")
+
+
 def test_a_row_under_noise_scores_the_share_of_the_kinds(study):
     cell = study.report.Cell("m", {0: kept_of("1100", noise={"swap": "1100", "clause": "1010"})})
     assert cell.rows("choice", "noise")[0].tolist() == [1, 0.5, 0.5, 0]
