@@ -1,27 +1,18 @@
 """examples/jacobians.py: of maps whose Jacobians are known, and of a tiny BERT in its own forward."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 
 pytest.importorskip("tabulate")
 
-from classifiers import bert, save
+from classifiers import bert, example, save
 from transformers import AutoModel
 
 
 @pytest.fixture(scope="module")
 def jacobians():
-    folder = str(Path(__file__).resolve().parents[1] / "examples")
-    sys.path.insert(0, folder)
-    try:
-        import jacobians
-    finally:
-        sys.path.remove(folder)
-    return jacobians
+    return example("jacobians")
 
 
 def test_of_a_linear_map(jacobians):

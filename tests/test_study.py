@@ -412,57 +412,6 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
     assert {path.name for path in Path("model_cards/runs").iterdir()} <= named  # none that no table shows
 
 
-def kept_of(clean, problem=None, **more):
-    stage = {"clean": clean, "noise": {"swap": clean}, "embedding": clean, "growth": 1.0, "residual": None}
-    return {"stages": {"choice": {**stage, "majority": 0.5, **more}}, "problem": problem}
-
-
-def test_pairs_count_where_both_texts_are_right(study):
-    """In both sets of mnli, one after the other."""
-    two = {"mnli": {"attacked": "1101", "original": "10-1"}, "mnli-mm": {"attacked": "0", "original": "1"}}
-    cell = study.report.Cell("m", {0: {"stages": {"test": {"clean": "10", "advglue": two}}}, 1: None})
-    assert cell.rows("test", "AdvGLUE")[0].tolist() == [1, 1, 0, 1, 0]
-    assert cell.rows("test", "originals")[0].tolist() == [1, 0, 1, 1]
-    assert cell.rows("test", "both")[0].tolist() == [1, 0, 1, 0]
-    assert cell.rows("test", "query") == {}
-    assert cell.rows("choice", "clean") == {}
-
-
-def test_the_official_score_of_a_task(study):
-    two = {"mnli": {"attacked": "1101", "f1": None}, "mnli-mm": {"attacked": "01", "f1": None}}
-    assert study.report.official(two) == (0.75 + 0.5) / 2
-    qqp = {"qqp": {"attacked": "1101", "f1": 0.25, "original": "1111", "majority": 0.5}}
-    assert study.report.official(qqp) == (0.75 + 0.25) / 2
-    kept = {"stages": {"test": kept_of("1111")["stages"]["choice"] | {"advglue": qqp}}, "problem": None}
-    head, _, line, *_ = study.report.accuracies([study.report.Cell("m", {0: kept})], "test").splitlines()
-    cells = dict(zip(*([cell.strip() for cell in of.split("|")] for of in (head, line)), strict=True))
-    assert (cells["AdvGLUE"], cells["official"]) == ("75.0", "50.0")
-
-
-def test_a_row_under_noise_scores_the_share_of_the_kinds(study):
-    cell = study.report.Cell("m", {0: kept_of("1100", noise={"swap": "1100", "clause": "1010"})})
-    assert cell.rows("choice", "noise")[0].tolist() == [1, 0.5, 0.5, 0]
-
-
-def test_one_seed_resolves_nothing_and_several_may(study):
-    wrong, right = "0" * 100, "1" * 100
-    for seeds in (1, 3):
-        cells = [study.report.Cell(n, {i: kept_of(c) for i in range(seeds)}) for n, c in (("a", wrong), ("b", right))]
-        found = study.report.differences(cells, "choice")["clean"]["b"]
-        assert found == {"difference": 1.0, "ci95": [1.0, 1.0], "resolved": seeds > 1, "seeds": seeds}
-
-
-def test_failures_are_counted_and_differences_are_over_common_seeds(study):
-    cells = [
-        study.report.Cell("a", {0: kept_of("1111"), 1: kept_of("0000")}),
-        study.report.Cell("b", {0: kept_of("1110"), 1: {"stages": {}, "problem": "diverged"}}),
-    ]
-    assert "| 1 of 2, 1 failed | 75.0 " in study.report.accuracies(cells, "choice")
-    found = study.report.differences(cells, "choice")
-    assert found["clean"]["b"]["difference"] == -0.25
-    assert "| -25.0 [-75.0, +0.0] (1) |" in study.report.difference_table(cells, found)
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
