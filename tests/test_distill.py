@@ -2,9 +2,7 @@
 
 import json
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
-from classifiers import WORDS, bert, classifier, imbert, save
+from classifiers import WORDS, bert, classifier, example, imbert, save
 from transformers import BertForSequenceClassification
 
 from imbert_hf.evaluation.classifier import load_classifier
@@ -23,13 +21,7 @@ from imbert_hf.evaluation.tasks import find_task
 
 @pytest.fixture(scope="module")
 def distill():
-    examples = str(Path(__file__).resolve().parents[1] / "examples")
-    sys.path.insert(0, examples)
-    try:
-        import distill
-    finally:
-        sys.path.remove(examples)
-    return distill
+    return example("distill")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])

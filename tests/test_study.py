@@ -18,7 +18,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
-from classifiers import WORDS, bert, save
+from classifiers import WORDS, bert, example, save
 from filelock import FileLock
 from safetensors.torch import load_file
 
@@ -32,15 +32,8 @@ README = "Before.\n\n<!-- study: main -->\nold\n<!-- /study -->\n\nAfter.\n"
 @pytest.fixture(scope="module")
 def study():
     """The modules of the study: plan, stages, report and the script."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import study
-        import study_plan
-        import study_report
-        import study_stages
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    study.plan, study.stages, study.report = study_plan, study_stages, study_report
+    study = example("study")
+    study.plan, study.stages, study.report = (example(f"study_{name}") for name in ("plan", "stages", "report"))
     return study
 
 
