@@ -19,6 +19,7 @@ The plan, in YAML:
       search: {tasks: [sst2], seeds: [0, 1], models: [BERT, IM-BERT], stages: [choice]}
       main: {tasks: [sst2, rte], seeds: [0, 1, 2], models: [BERT, IM-BERT], stages: [choice, test, query]}
       few: {arguments: {max_train_samples: 100}, tasks: [sst2], seeds: [0], models: [BERT, IM-BERT], stages: [test]}
+    advglue: [main, ...]  # parts that hold all of AdvGLUE's tasks: the report gives the score over them
 
 Each run is kept in outputs/study/<task>-<seed>-<hash of its settings>.json, stage by stage:
 

@@ -13,6 +13,7 @@ import yaml
 
 STAGES = ("train", "choice", "test", "query", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
+TASKS = ("sst2", "qqp", "mnli", "qnli", "rte")
 ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast")  # of a part
 AUTOCAST = ("bfloat16",)  # float16 would want its gradients scaled
 NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
@@ -80,7 +81,7 @@ def read_plan(path: Path) -> dict[str, Any]:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
-    known = ("about", "common", "models", "parts")
+    known = ("about", "common", "models", "parts", "advglue")
     for name in ("models", "parts"):
         if not isinstance(plan, dict) or not isinstance(plan.get(name), dict):
             raise ValueError(f"{path} must hold {name!r}, by name; it may hold {', '.join(known)}.")
@@ -114,6 +115,9 @@ def read_plan(path: Path) -> dict[str, Any]:
             if unknown or not what[field]:
                 got = repr(unknown[0]) if unknown else "none"
                 raise ValueError(f"{path}: {field} of {part!r} must be of {', '.join(names)}, got {got}.")
+    parts = plan.get("advglue", [])
+    if not isinstance(parts, list) or (unknown := [one for one in parts if one not in plan["parts"]]):
+        raise ValueError(f"{path}: advglue must be a list of parts, got {parts!r}.")
     return plan
 
 

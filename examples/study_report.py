@@ -15,13 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from study_advglue import score_table
 from study_plan import BATCH, CHOICE, LENGTH, VALIDATION, read_plan, runs_of
-from study_scores import cells_of
-from study_tables import MEASURES, accuracies, difference_table, differences, picture
+from study_scores import Cell, cells_of
+from study_tables import MEASURES, Differences, accuracies, difference_table, differences, picture
 
 from imbert_hf.evaluation.report import write_whole
 
 
+SCORE = "AdvGLUE, all tasks"
 LEGEND = {
     "official": "AdvGLUE's own score, where another: QQP's mean of accuracy and F1, MNLI's mean of its two sets",
     "growth": "of the relative difference from the first hidden state to the last, words moved at random",
@@ -52,27 +54,31 @@ most {validation} of the validation file.
 def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
     """part -> its tables, in Markdown, where it has any; the pictures are written."""
     found: dict[str, str] = {}
+    if score := score_table(plan, runs):
+        found[SCORE] = section(SCORE, *score, output)
     for part, what in plan["parts"].items():
         texts = []
         for task in what["tasks"]:
             cells = cells_of((run for run in runs_of(plan, [part]) if run.task == task), runs)
-            stages = [stage for stage in ("choice", "test") if stage in what["stages"]]
-            for stage in stages:
+            for stage in (stage for stage in ("choice", "test") if stage in what["stages"]):
                 title = f"{part}, {task}, {'validation' if stage == 'test' else stage}"
-                apart = differences(cells, stage)
-                text = f"### {title}\n\n{accuracies(cells, stage)}\n"
-                text += f"\nAccuracies and residuals under {what['autocast']} autocast.\n" if "autocast" in what else ""
-                if apart:
-                    name = re.sub(r"\W+", "-", f"{output.stem}-{title}") + ".png"
-                    save = partial(picture(cells, apart, title).savefig, dpi=100, format="png")
-                    write_whole(output.with_name(name), save)
-                    text += (
-                        f"\nPoints over {cells[0].model}:\n\n{difference_table(cells, apart)}\n\n![{title}]({name})\n"
-                    )
-                texts.append(text)
+                table = accuracies(cells, stage)
+                if "autocast" in what:
+                    table += f"\n\nAccuracies and residuals under {what['autocast']} autocast."
+                texts.append(section(title, table, cells, differences(cells, stage), output))
         if texts:
             found[part] = "\n".join(texts)
     return found
+
+
+def section(title: str, table: str, cells: list[Cell], apart: Differences, output: Path) -> str:
+    """The table, and where there are differences their table and picture."""
+    text = f"### {title}\n\n{table}\n"
+    if apart:
+        name = re.sub(r"\W+", "-", f"{output.stem}-{title}") + ".png"
+        write_whole(output.with_name(name), partial(picture(cells, apart, title).savefig, dpi=100, format="png"))
+        text += f"\nPoints over {cells[0].model}:\n\n{difference_table(cells, apart)}\n\n![{title}]({name})\n"
+    return text
 
 
 def insert(readme: Path, found: dict[str, str]) -> str:

@@ -1,5 +1,6 @@
 """Tables and pictures of a study's cells; study_report.py puts them together."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -12,6 +13,7 @@ from imbert_hf.evaluation.statistics import paired_bootstrap
 
 
 NOT_RUN = "not run"
+Differences = dict[str, dict[str, dict[str, Any]]]  # measure -> model -> what `difference` returns
 # column -> what it says
 MEASURES = {
     "clean": "accuracy",
@@ -73,23 +75,28 @@ def accuracies(cells: list[Cell], stage: str) -> str:
     )
 
 
-def differences(cells: list[Cell], stage: str) -> dict[str, dict[str, dict[str, Any]]]:
+def differences(cells: list[Cell], stage: str) -> Differences:
     """measure -> model -> its difference to the first, in points, over the seeds that both were run with."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    found: Differences = {}
     for measure in MEASURES:
         first = cells[0].rows(stage, measure)
         for cell in cells[1:]:
             own = cell.rows(stage, measure)
-            if pairs := [(own[seed], first[seed]) for seed in own if seed in first]:
-                apart = numpy.array([a - b for a, b in pairs])
-                low, high = interval = paired_bootstrap(apart)
-                resolved = len(pairs) > 1 and not low <= 0 <= high
-                one = {"difference": float(apart.mean()), "ci95": interval, "resolved": resolved, "seeds": len(pairs)}
-                found.setdefault(measure, {})[cell.model] = one
+            if common := [seed for seed in own if seed in first]:
+                apart = numpy.array([own[seed] - first[seed] for seed in common])
+                found.setdefault(measure, {})[cell.model] = difference([apart])
     return found
 
 
-def difference_table(cells: list[Cell], found: dict[str, dict[str, dict[str, Any]]]) -> str:
+def difference(apart: Sequence[numpy.ndarray], weights: Sequence[float] = (1.0,)) -> dict[str, Any]:
+    """Of sets of rows, each (seeds, n), the weighted mean; resolved: its interval excludes 0, of several seeds."""
+    low, high = interval = paired_bootstrap(*apart, weights=weights)
+    mean = sum(weight * float(of_set.mean()) for weight, of_set in zip(weights, apart, strict=True))
+    seeds = len(apart[0])
+    return {"difference": mean, "ci95": interval, "resolved": seeds > 1 and not low <= 0 <= high, "seeds": seeds}
+
+
+def difference_table(cells: list[Cell], found: Differences) -> str:
     def text(d: dict[str, Any] | None) -> str:
         if d is None:
             return NOT_RUN
@@ -103,7 +110,7 @@ def difference_table(cells: list[Cell], found: dict[str, dict[str, dict[str, Any
     return tabulate(lines, "keys", "pipe", disable_numparse=True)
 
 
-def picture(cells: list[Cell], found: dict[str, dict[str, dict[str, Any]]], title: str) -> Figure:
+def picture(cells: list[Cell], found: Differences, title: str) -> Figure:
     """A panel a measure: every model's difference to the first, with its interval."""
     models = [cell.model for cell in cells[1:]]
     figure = Figure(figsize=(2.5 + 2.2 * len(found), 1.2 + 0.28 * len(models)), layout="constrained")

@@ -60,6 +60,16 @@ def test_few_seeds_do_not_resolve_what_is_not_there():
     assert coverage(draw, 0.0, trials=200) >= 0.92
 
 
+def test_sets_of_rows_are_drawn_within_and_weighted():
+    rng = numpy.random.default_rng(0)
+    few, many = rng.integers(-1, 2, 30).astype(float), rng.integers(-1, 2, 300).astype(float)
+    drawn = [d[rng.integers(d.size, size=(10_000, d.size))].mean(axis=1) for d in (few, many)]
+    plain = numpy.quantile(0.75 * drawn[0] + 0.25 * drawn[1], [0.025, 0.975])
+    assert paired_bootstrap(few, many, weights=(0.75, 0.25)) == pytest.approx(plain, abs=0.01)
+    # Set by set there is nothing to draw, and a draw over both would vary.
+    assert paired_bootstrap([1.0] * 10, [0.0] * 20, weights=(0.5, 0.5)) == [0.5, 0.5]
+
+
 def test_a_handful_of_rows_resolves_nothing():
     found = paired_difference([([True] * 3, [False] * 3)])
     assert found["ci95"] == [1, 1]

@@ -63,3 +63,36 @@ def test_failures_are_counted_and_differences_are_over_common_seeds(tables):
     found = tables.differences(cells, "choice")
     assert found["clean"]["b"]["difference"] == -0.25
     assert "| -25.0 [-75.0, +0.0] (1) |" in tables.difference_table(cells, found)
+
+
+def kept_test(task, right, f1=None):
+    """A run of which so many of 10 rows are right, clean and attacked, in every set."""
+    bits = "1" * right + "0" * (10 - right)
+    sets = ("mnli", "mnli-mm") if task == "mnli" else (task,)
+    stage = kept_of(bits)["stages"]["choice"]
+    one = {"attacked": bits, "original": bits, "majority": 0.6, "f1": f1}
+    return {"stages": {"test": stage | {"advglue": dict.fromkeys(sets, one)}}, "problem": None}
+
+
+def test_the_score_over_all_tasks(tmp_path):
+    """Seeds that lack a task do not count; tasks weigh the same, and QQP's score is the mean of accuracy and F1."""
+    advglue, plan_of = example("study_advglue"), example("study_plan")
+    part = {"seeds": [0, 1, 2], "models": ["a", "b"], "stages": ["test"]}
+    parts = {"one": part | {"tasks": ["sst2"]}, "rest": part | {"tasks": ["qqp", "mnli", "qnli", "rte"]}}
+    plan = {"models": {"a": {"x": 0}, "b": {"x": 1}}, "parts": parts, "advglue": ["one", "rest"]}
+    assert advglue.score_table(plan, tmp_path) is None
+    for run in plan_of.runs_of(plan, ["one", "rest"]):
+        if (run.task, run.seed) != ("rte", 2):
+            right = {"sst2": 5, "qqp": 4, "mnli": 6, "qnli": 3, "rte": 2}[run.task] + (run.model == "b") + run.seed
+            plan_of.write_run(tmp_path, run, kept_test(run.task, right, 0.9 if run.task == "qqp" else None))
+    table, cells, apart = advglue.score_table(plan, tmp_path)
+    head, _, a, b, frequent = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    assert head == ["", "seeds", "clean", "noise", "embedding", "AdvGLUE, accuracy only", "AdvGLUE, official"]
+    # (5 + 4 + 6 + 3 + 2) / 50, and 10 points more with the other seed; official: qqp (0.4 + 0.9) / 2
+    assert a == ["a", "2", *["45.0 ± 7.1"] * 4, "49.5 ± 6.4"]
+    assert b[2] == "55.0 ± 7.1"
+    assert frequent == ["most frequent label", "", "50.0", "", "", "60.0", ""]
+    assert [cell.model for cell in cells] == ["a", "b"]
+    for measure, expected in (("AdvGLUE, accuracy only", 0.1), ("AdvGLUE, official", 0.09)):
+        assert apart[measure]["b"]["difference"] == pytest.approx(expected)
+        assert apart[measure]["b"]["seeds"] == 2

@@ -22,7 +22,9 @@ def accuracy_interval(correct: ArrayLike) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def paired_bootstrap(differences: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
+def paired_bootstrap(
+    *differences: ArrayLike, weights: Sequence[float] = (1.0,), resamples: int = RESAMPLES, seed: int = 0
+) -> list[float]:
     """95 % percentile interval of the mean difference over rows and seeds.
 
     Rows are drawn with replacement, the same for every seed, and so are seeds: a difference has to hold for other rows
@@ -30,20 +32,25 @@ def paired_bootstrap(differences: ArrayLike, *, resamples: int = RESAMPLES, seed
     Student's t over the seeds' own differences where this is the wider one.
 
     Args:
-        differences: (seeds, n) or (n,), of one model's rightness and the other's, row by row and seed by seed.
+        differences: (seeds, n) or (n,), of one model's rightness and the other's, row by row and seed by seed. With
+            several of them, sets of rows that the same seeds were asked about: rows are drawn within each.
+        weights: of each set's mean.
         resamples: number of draws.
         seed: of the draws.
     """
-    d = numpy.atleast_2d(numpy.asarray(differences, dtype=float))
-    seeds, n = d.shape
+    sets = [numpy.atleast_2d(numpy.asarray(d, dtype=float)) for d in differences]
     rng = numpy.random.default_rng(seed)
-    # Rows with equal differences are alike, so a draw of n rows is a draw of how many come from each kind.
-    kinds, counts = numpy.unique(d, axis=1, return_counts=True)
-    means = rng.multinomial(n, counts / n, size=resamples) @ kinds.T / n  # (resamples, seeds)
+    seeds = len(sets[0])
+    means, of_seeds = numpy.zeros((resamples, seeds)), numpy.zeros(seeds)
+    for weight, d in zip(weights, sets, strict=True):
+        # Rows with equal differences are alike, so a draw of n rows is a draw of how many come from each kind.
+        kinds, counts = numpy.unique(d, axis=1, return_counts=True)
+        n = d.shape[1]
+        means += weight * (rng.multinomial(n, counts / n, size=resamples) @ kinds.T / n)  # (resamples, seeds)
+        of_seeds += weight * d.mean(axis=1)
     drawn = rng.integers(seeds, size=(resamples, seeds))
     low, high = numpy.quantile(numpy.take_along_axis(means, drawn, axis=1).mean(axis=1), [0.025, 0.975])
     if seeds > 1:
-        of_seeds = d.mean(axis=1)
         reach = t.ppf(0.975, seeds - 1) * of_seeds.std(ddof=1) / numpy.sqrt(seeds)
         low, high = min(low, of_seeds.mean() - reach), max(high, of_seeds.mean() + reach)
     return [float(low), float(high)]
