@@ -17,9 +17,9 @@ The plan, in YAML:
       distilled: {teacher: IM-BERT, num_train_epochs: 5}      # arguments of distill.py
     parts:                                                                            # made in this order
       search: {tasks: [sst2], seeds: [0, 1], models: [BERT, IM-BERT], stages: [choice]}
-      main: {tasks: [sst2, rte], seeds: [0, 1, 2], models: [BERT, IM-BERT], stages: [choice, test, query]}
+      main: {tasks: [sst2, qqp, mnli, qnli, rte], seeds: [0, 1], models: [BERT, IM-BERT], stages: [test, query]}
       few: {arguments: {max_train_samples: 100}, tasks: [sst2], seeds: [0], models: [BERT, IM-BERT], stages: [test]}
-    advglue: [main, ...]  # parts that hold all of AdvGLUE's tasks: the report gives the score over them
+    advglue: [main]  # parts that together test each of AdvGLUE's tasks once: the report has the score over all
 
 Each run is kept in outputs/study/<task>-<seed>-<hash of its settings>.json, stage by stage:
 

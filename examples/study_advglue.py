@@ -1,83 +1,80 @@
 """AdvGLUE's score over its five tasks, from the runs of several parts of a study; study_report.py shows it."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
-from study_plan import TASKS, read_run, runs_of
-from study_scores import Cell, digits, of_measure, official
-from study_tables import Differences, difference, spread
+from study_plan import runs_of
+from study_scores import Cell, cells_of, official
+from study_tables import NOT_RUN, Differences, difference
 from tabulate import tabulate
 
 
-EQUAL = dict.fromkeys(TASKS, 0.2)
-ACCURACY, OFFICIAL = "AdvGLUE, accuracy only", "AdvGLUE, official"
-# measure -> set of rows -> weight of its mean
-WEIGHTS = {
-    "clean": EQUAL,
-    "noise": EQUAL,
-    "embedding": EQUAL,
-    ACCURACY: {**EQUAL, "mnli": 0.1, "mnli-mm": 0.1},
-    OFFICIAL: {"score": 1.0},
-}
+MEASURES = ("clean", "noise", "embedding", "AdvGLUE")
 
 
 def score_table(plan: dict[str, Any], runs: Path) -> tuple[str, list[Cell], Differences] | None:
-    """Each model's means over the tasks, of the seeds that all of them were run with, and its differences to the first.
+    """Each model's means over the tasks, and its differences to the first; None where there are none to show.
 
-    Of QQP's F1 it takes more than which rows are right, so that a seed's official score is one number, and the interval
-    of its difference one over seeds alone. None where there are no two models.
+    Of a task a model's mean is that over its seeds. A difference is over the seeds that both were run with, and its
+    interval takes the tasks' seeds, which are trainings of their own, as independent. The official score has none: F1
+    needs what was answered, and only what was right is kept.
 
     Returns:
-        The table, a cell for each model, and the differences.
+        The table, the cells of the first task, and the differences.
     """
-    tests = complete_tests(plan, runs)
-    if len(tests) < 2:
+    tasks = [
+        cells_of((run for run in runs_of(plan, [part]) if run.task == task), runs)
+        for part in plan.get("advglue", [])
+        for task in plan["parts"][part]["tasks"]
+    ]
+    models = list(zip(*tasks, strict=True))  # each the cells of one model
+    measured = [cells for cells in models if all(cell.rows("test", "AdvGLUE") for cell in cells)]
+    if len(measured) < 2 or measured[0] != models[0]:
         return None
-    scores = {model: {seed: row_sets(made) for seed, made in seeds.items()} for model, seeds in tests.items()}
-    first = next(iter(scores))
-    lines: list[dict[str, str]] = []
+    columns = ("", "seeds", *MEASURES, "official")
+    lines = [dict.fromkeys(columns, NOT_RUN) | means(cells, cells in measured) for cells in models]
+    lines.append(frequent([tests_of(cell)[0] for cell in models[0]]))
     apart: Differences = {}
-    for model, seeds in scores.items():
-        lines.append({"": model, "seeds": str(len(seeds))})
-        common = [seed for seed in seeds if seed in scores[first]]
-        for measure, weights in WEIGHTS.items():
-            means = [sum(w * sets[measure][name].mean() for name, w in weights.items()) for sets in seeds.values()]
-            lines[-1][measure] = spread([100 * float(mean) for mean in means])
-            if model != first and common:
-                of_sets = [
-                    numpy.array([seeds[seed][measure][name] - scores[first][seed][measure][name] for seed in common])
-                    for name in weights
-                ]
-                apart.setdefault(measure, {})[model] = difference(of_sets, list(weights.values()))
-    lines.append({"": "most frequent label", **frequent(next(iter(tests[first].values())))})
-    cells = [Cell(model, dict.fromkeys(seeds)) for model, seeds in scores.items()]
-    return tabulate(lines, "keys", "pipe", disable_numparse=True), cells, apart
+    for measure in MEASURES:
+        firsts = [cell.rows("test", measure) for cell in models[0]]
+        for cells in measured[1:]:
+            pairs = []
+            for cell, first in zip(cells, firsts, strict=True):
+                own = cell.rows("test", measure)
+                pairs.append(numpy.array([own[seed] - first[seed] for seed in own if seed in first]))
+            if all(map(len, pairs)):
+                apart.setdefault(measure, {})[cells[0].model] = difference(*pairs)
+    return tabulate(lines, "keys", "pipe", disable_numparse=True), list(tasks[0]), apart
 
 
-def complete_tests(plan: dict[str, Any], runs: Path) -> dict[str, dict[int, dict[str, dict[str, Any]]]]:
-    """model -> seed -> task -> what is kept of its stage "test", of the seeds that have all tasks."""
-    found: dict[str, dict[int, dict[str, dict[str, Any]]]] = {}
-    for run in runs_of(plan, plan.get("advglue", [])):
-        if made := read_run(runs, run)["stages"].get("test"):
-            found.setdefault(run.model, {}).setdefault(run.seed, {})[run.task] = made
-    whole = {model: {seed: of for seed, of in seeds.items() if len(of) == len(TASKS)} for model, seeds in found.items()}
-    return {model: seeds for model, seeds in whole.items() if seeds}
+def means(cells: Sequence[Cell], whole: bool) -> dict[str, str]:
+    """A model's line; its means only where it has all tasks."""
+    line = {"": cells[0].model, "seeds": ", ".join(str(len(tests_of(cell))) for cell in cells)}
+    if whole:
+        for measure in MEASURES:
+            of_tasks = [cell.rows("test", measure).values() for cell in cells]
+            line[measure] = percent(numpy.mean([rows.mean() for rows in seeds]) for seeds in of_tasks)
+        scores = [[official(made["advglue"]) for made in tests_of(cell)] for cell in cells]
+        line["official"] = percent(numpy.mean(of_task) for of_task in scores)
+    return line
 
 
-def row_sets(made: dict[str, dict[str, Any]]) -> dict[str, dict[str, numpy.ndarray]]:
-    """measure -> set of rows -> (n,) what each row scores, of one seed."""
-    sets: dict[str, dict[str, numpy.ndarray]] = {}
-    for measure in ("clean", "noise", "embedding"):
-        sets[measure] = {task: of_measure({"test": one}, "test", measure) for task, one in made.items()}
-    attacked = {name: one["attacked"] for of_task in made.values() for name, one in of_task["advglue"].items()}
-    sets[ACCURACY] = {name: digits(text) for name, text in attacked.items()}
-    sets[OFFICIAL] = {"score": numpy.array([numpy.mean([official(of_task["advglue"]) for of_task in made.values()])])}
-    return sets
+def tests_of(cell: Cell) -> list[dict[str, Any]]:
+    """What is kept of the stage "test", seed by seed."""
+    return [kept["stages"]["test"] for kept in cell.kept.values() if kept is not None and "test" in kept["stages"]]
 
 
-def frequent(made: dict[str, dict[str, Any]]) -> dict[str, str]:
+def frequent(tests: list[dict[str, Any]]) -> dict[str, str]:
     """What always answering each task's most frequent label would score."""
-    of_advglue = {name: one["majority"] for of_task in made.values() for name, one in of_task["advglue"].items()}
-    shares = {"clean": {task: one["majority"] for task, one in made.items()}, ACCURACY: of_advglue}
-    return {m: f"{100 * sum(WEIGHTS[m][name] * share for name, share in of.items()):.1f}" for m, of in shares.items()}
+    of_advglue = [numpy.mean([one["majority"] for one in made["advglue"].values()]) for made in tests]
+    return {
+        "": "most frequent label",
+        "clean": percent([made["majority"] for made in tests]),
+        "AdvGLUE": percent(of_advglue),
+    }
+
+
+def percent(shares: Iterable[Any]) -> str:
+    return f"{100 * float(numpy.mean(list(shares))):.1f}"

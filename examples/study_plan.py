@@ -13,7 +13,7 @@ import yaml
 
 STAGES = ("train", "choice", "test", "query", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
-TASKS = ("sst2", "qqp", "mnli", "qnli", "rte")
+ADVGLUE = ("sst2", "qqp", "mnli", "qnli", "rte")  # its tasks, of one weight each
 ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast")  # of a part
 AUTOCAST = ("bfloat16",)  # float16 would want its gradients scaled
 NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
@@ -115,9 +115,16 @@ def read_plan(path: Path) -> dict[str, Any]:
             if unknown or not what[field]:
                 got = repr(unknown[0]) if unknown else "none"
                 raise ValueError(f"{path}: {field} of {part!r} must be of {', '.join(names)}, got {got}.")
-    parts = plan.get("advglue", [])
-    if not isinstance(parts, list) or (unknown := [one for one in parts if one not in plan["parts"]]):
-        raise ValueError(f"{path}: advglue must be a list of parts, got {parts!r}.")
+    if "advglue" in plan:
+        chosen = plan["advglue"] if isinstance(plan["advglue"], list) else [plan["advglue"]]
+        for one in chosen:
+            if one not in list(plan["parts"]):
+                raise ValueError(f"{path}: advglue must be of {', '.join(plan['parts'])}, got {one!r}.")
+        parts = [plan["parts"][one] for one in chosen]
+        tasks = [task for what in parts if "test" in what["stages"] for task in what["tasks"]]
+        if sorted(tasks) != sorted(ADVGLUE) or any(what["models"] != parts[0]["models"] for what in parts):
+            need = f"parts of the same models that test each of {', '.join(ADVGLUE)} once"
+            raise ValueError(f"{path}: advglue must be {need}, got {', '.join(tasks) or 'none'}.")
     return plan
 
 

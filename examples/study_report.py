@@ -4,7 +4,8 @@
         --readme README.md
 
 Writes OUTPUT, a picture beside it for each table, and, where --readme is given, what stands there between the lines
-`<!-- study: PART -->` and `<!-- /study -->`: the tables of PART. What was not run is marked so.
+`<!-- study: PART -->` and `<!-- /study -->`: the tables of PART, or those
+of `AdvGLUE, all tasks`. What was not run is marked so.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from imbert_hf.evaluation.report import write_whole
 
 SCORE = "AdvGLUE, all tasks"
 LEGEND = {
-    "official": "AdvGLUE's own score, where another: QQP's mean of accuracy and F1, MNLI's mean of its two sets",
+    "official": "AdvGLUE's own score, where another: QQP's is the mean of accuracy and F1",
     "growth": "of the relative difference from the first hidden state to the last, words moved at random",
     "residual": "mean relative residual of the solves",
     "inference cost, training cost": "times to those of plain BERT with the same weights, in turns, float32, "
@@ -52,19 +53,26 @@ most {validation} of the validation file.
 
 
 def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
-    """part -> its tables, in Markdown, where it has any; the pictures are written."""
+    """part, or SCORE -> its tables, in Markdown, where it has any; the pictures are written."""
     found: dict[str, str] = {}
     if score := score_table(plan, runs):
-        found[SCORE] = section(SCORE, *score, output)
+        table, cells, apart = score
+        tasks = ", ".join(task for part in plan["advglue"] for task in plan["parts"][part]["tasks"])
+        note = f"Means over {tasks}, of weight one each, on validation rows and AdvGLUE dev; seeds in that order. "
+        note += f"Everything else as in the parts {'; '.join(plan['advglue'])}."
+        found[SCORE] = section(SCORE, f"{table}\n\n{note}", cells, apart, output)
     for part, what in plan["parts"].items():
-        texts = []
+        texts, more = [], what.get("arguments")
         for task in what["tasks"]:
             cells = cells_of((run for run in runs_of(plan, [part]) if run.task == task), runs)
-            for stage in (stage for stage in ("choice", "test") if stage in what["stages"]):
+            for stage in ("choice", "test"):
+                if stage not in what["stages"]:
+                    continue
                 title = f"{part}, {task}, {'validation' if stage == 'test' else stage}"
                 table = accuracies(cells, stage)
-                if "autocast" in what:
-                    table += f"\n\nAccuracies and residuals under {what['autocast']} autocast."
+                notes = [f"Trained with {', '.join(f'{n} {v}' for n, v in more.items())}."] if more else []
+                notes += [f"Accuracies and residuals under {what['autocast']} autocast."] if "autocast" in what else []
+                table += "\n\n" * bool(notes) + " ".join(notes)
                 texts.append(section(title, table, cells, differences(cells, stage), output))
         if texts:
             found[part] = "\n".join(texts)

@@ -17,7 +17,7 @@ class Cell:
     kept: dict[int, dict[str, Any] | None]
 
     def rows(self, stage: str, measure: str) -> dict[int, numpy.ndarray]:
-        """seed -> (n,) what each row scores, from 0 to 1; seeds that were run."""
+        """seed -> (n,) what each row scores, whose mean is from 0 to 1; seeds that were run."""
         found = {}
         for seed, kept in self.kept.items():
             if kept is not None and (scores := of_measure(kept["stages"], stage, measure)) is not None:
@@ -28,7 +28,8 @@ class Cell:
 def of_measure(stages: dict[str, Any], stage: str, measure: str) -> numpy.ndarray | None:
     """(n,) 1 where a row is right, 0 where wrong, NaN where there is nothing; None where it was not measured.
 
-    A row under natural noise scores the share of the kinds of noise under which it is right.
+    A row under natural noise scores the share of the kinds of noise under which it is right. MNLI's two sets of AdvGLUE
+    count the same, though they differ in size: the rows of the smaller one weigh more.
     """
     made = stages.get(stage, {})
     if measure == "query":
@@ -37,11 +38,16 @@ def of_measure(stages: dict[str, Any], stage: str, measure: str) -> numpy.ndarra
         return digits(made[measure]) if made else None
     if measure == "noise":
         return numpy.nanmean([digits(text) for text in made["noise"].values()], axis=0) if made else None
-    tasks = list(made.get("advglue", {}).values())
-    if not tasks:
+    sets = list(made.get("advglue", {}).values())
+    if not sets:
         return None
-    attacked, original = (digits("".join(task[name] for task in tasks)) for name in ("attacked", "original"))
-    return {"AdvGLUE": attacked, "originals": original, "both": attacked * original}[measure]
+    scores = []
+    for one in sets:
+        attacked, original = digits(one["attacked"]), digits(one["original"])
+        scores.append({"AdvGLUE": attacked, "originals": original, "both": attacked * original}[measure])
+    counts = [int((~numpy.isnan(of_set)).sum()) for of_set in scores]
+    weights = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
+    return numpy.concatenate([weight * of_set for weight, of_set in zip(weights, scores, strict=True)])
 
 
 def official(sets: dict[str, dict[str, Any]]) -> float:

@@ -1,6 +1,5 @@
 """Tables and pictures of a study's cells; study_report.py puts them together."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -20,7 +19,7 @@ MEASURES = {
     "noise": f"accuracy under {', '.join(NOISE)} noise of strength {STRENGTH}, the mean over these",
     "embedding": f"accuracy under the attack on the embeddings, radius {RADIUS}, {STEPS} steps, of {ATTACKED} rows",
     "query": f"accuracy under the character attack, of {QUERIED} rows",
-    "AdvGLUE": "accuracy on AdvGLUE dev, mnli's two sets together",
+    "AdvGLUE": "accuracy on AdvGLUE dev, for mnli the mean of its two sets",
     "originals": "accuracy on the originals of AdvGLUE's rows, where these are known",
     "both": "original and attacked text both right",
 }
@@ -47,7 +46,7 @@ def accuracies(cells: list[Cell], stage: str) -> str:
             line[measure] = spread([100 * float(r.mean()) for r in scores.values()])
             line[measure] += f" ({len(scores)})" * (0 < len(scores) < len(made))
         of_advglue = [kept["stages"][stage].get("advglue", {}) for kept in made]
-        another = any(len(sets) > 1 or "qqp" in sets for sets in of_advglue)
+        another = any("qqp" in sets for sets in of_advglue)
         line["official"] = spread([100 * official(sets) for sets in of_advglue]) if another or not made else ""
         line["growth"] = spread([g for kept in made if (g := kept["stages"][stage]["growth"]) is not None], 2)
         residuals = [kept["stages"][stage]["residual"] for kept in made]
@@ -60,8 +59,7 @@ def accuracies(cells: list[Cell], stage: str) -> str:
             sets = list(found.get("advglue", {}).values())
             frequent |= {"clean": found["majority"]}
             if sets:
-                counts = [len(one["attacked"]) for one in sets]
-                frequent["AdvGLUE"] = float(numpy.average([one["majority"] for one in sets], weights=counts))
+                frequent["AdvGLUE"] = float(numpy.mean([one["majority"] for one in sets]))
     last = {name: f"{100 * frequent[name]:.1f}" if name in frequent else "" for name in lines[0]}
     lines += [last | {"": "most frequent label"}] * bool(frequent)
     kept_columns = [
@@ -76,7 +74,7 @@ def accuracies(cells: list[Cell], stage: str) -> str:
 
 
 def differences(cells: list[Cell], stage: str) -> Differences:
-    """measure -> model -> its difference to the first, in points, over the seeds that both were run with."""
+    """measure -> model -> its difference to the first, over the seeds that both were run with."""
     found: Differences = {}
     for measure in MEASURES:
         first = cells[0].rows(stage, measure)
@@ -84,16 +82,17 @@ def differences(cells: list[Cell], stage: str) -> Differences:
             own = cell.rows(stage, measure)
             if common := [seed for seed in own if seed in first]:
                 apart = numpy.array([own[seed] - first[seed] for seed in common])
-                found.setdefault(measure, {})[cell.model] = difference([apart])
+                found.setdefault(measure, {})[cell.model] = difference(apart)
     return found
 
 
-def difference(apart: Sequence[numpy.ndarray], weights: Sequence[float] = (1.0,)) -> dict[str, Any]:
-    """Of sets of rows, each (seeds, n), the weighted mean; resolved: its interval excludes 0, of several seeds."""
-    low, high = interval = paired_bootstrap(*apart, weights=weights)
-    mean = sum(weight * float(of_set.mean()) for weight, of_set in zip(weights, apart, strict=True))
-    seeds = len(apart[0])
-    return {"difference": mean, "ci95": interval, "resolved": seeds > 1 and not low <= 0 <= high, "seeds": seeds}
+def difference(*apart: numpy.ndarray) -> dict[str, Any]:
+    """The mean of (seeds, n), or of several such sets' means; resolved: its interval excludes 0, of several seeds."""
+    low, high = interval = paired_bootstrap(*apart)
+    seeds = min(len(of_set) for of_set in apart)
+    resolved = seeds > 1 and not low <= 0 <= high
+    mean = float(numpy.mean([of_set.mean() for of_set in apart]))
+    return {"difference": mean, "ci95": interval, "resolved": resolved, "seeds": seeds}
 
 
 def difference_table(cells: list[Cell], found: Differences) -> str:

@@ -2,6 +2,7 @@
 
 import numpy
 import pytest
+import scipy.stats
 
 from imbert_hf.evaluation.statistics import accuracy_interval, mcnemar, paired_bootstrap, paired_difference
 
@@ -60,14 +61,32 @@ def test_few_seeds_do_not_resolve_what_is_not_there():
     assert coverage(draw, 0.0, trials=200) >= 0.92
 
 
-def test_sets_of_rows_are_drawn_within_and_weighted():
+def test_sets_are_drawn_each_by_itself_and_weigh_the_same():
+    """Rows, and seeds, one by one; the sets differ in both numbers."""
     rng = numpy.random.default_rng(0)
-    few, many = rng.integers(-1, 2, 30).astype(float), rng.integers(-1, 2, 300).astype(float)
-    drawn = [d[rng.integers(d.size, size=(10_000, d.size))].mean(axis=1) for d in (few, many)]
-    plain = numpy.quantile(0.75 * drawn[0] + 0.25 * drawn[1], [0.025, 0.975])
-    assert paired_bootstrap(few, many, weights=(0.75, 0.25)) == pytest.approx(plain, abs=0.01)
-    # Set by set there is nothing to draw, and a draw over both would vary.
-    assert paired_bootstrap([1.0] * 10, [0.0] * 20, weights=(0.5, 0.5)) == [0.5, 0.5]
+    sets = [rng.integers(-1, 2, shape).astype(float) for shape in ((1, 30), (1, 50))]
+    drawn = [d[0, rng.integers(d.size, size=(10_000, d.size))].mean(axis=1) for d in sets]
+    plain = numpy.quantile(numpy.mean(drawn, axis=0), [0.025, 0.975])
+    assert paired_bootstrap(*sets) == pytest.approx(plain, abs=0.01)
+    assert numpy.subtract(*plain) < -0.25
+    # Set by set nothing can be drawn otherwise; over both, it could
+    assert paired_bootstrap([1.0] * 10, [0.0] * 20) == [0.5, 0.5]
+    assert paired_bootstrap([1.0] * 10, [[0.0] * 20] * 3) == [0.5, 0.5]
+    # Seeds' effects would cancel if the sets' seeds were drawn together
+    apart = numpy.array([[-0.4], [0.0], [0.4]]) * numpy.ones((1, 20))
+    low, high = paired_bootstrap(apart, -apart)
+    assert high == -low > 0.3
+
+
+def test_students_t_of_several_sets_by_hand():
+    """Rows that are alike leave seeds alone: Welch and Satterthwaite's interval of (a + b) / 2 is the wider one."""
+    a, b = numpy.array([0.0, 0.3, 0.6]), numpy.array([0.1, 0.2])
+    variances = numpy.array([0.09 / 3, 0.005 / 2]) / 4
+    freedom = variances.sum() ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 1)
+    reach = scipy.stats.t.ppf(0.975, freedom) * numpy.sqrt(variances.sum())
+    found = paired_bootstrap(a[:, None] * numpy.ones(10), b[:, None] * numpy.ones(7))
+    assert found == pytest.approx([0.225 - reach, 0.225 + reach])
+    assert 2 < freedom < 3
 
 
 def test_a_handful_of_rows_resolves_nothing():

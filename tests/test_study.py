@@ -420,7 +420,11 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
             "stages of 'p' must be of train, choice, test, query, cost, got 'look'.",
         ),
         ("models: {a: {}}\nparts: {}\ncomon: {}", "may hold about, common, models, parts, advglue, got 'comon'."),
-        ("models: {a: {}}\nparts: {}\nadvglue: [p]", "advglue must be a list of parts, got ['p']."),
+        ("models: {a: {}}\nparts: {}\nadvglue: [[p]]", "advglue must be of , got ['p']."),
+        (
+            "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [test]}}\nadvglue: [p]",
+            "advglue must be parts of the same models that test each of sst2, qqp, mnli, qnli, rte once, got sst2.",
+        ),
         ("models: {a: bert}\nparts: {}", "'a' must hold arguments by name, got 'bert'."),
         ("models: {a: {of: [b]}}\nparts: {}", "of of 'a' must be a model that has neither of nor teacher, got ['b']."),
         (

@@ -1,5 +1,7 @@
 """What the tables of examples/study.py make of rows whose scores are known."""
 
+import re
+
 import pytest
 
 
@@ -23,9 +25,10 @@ def test_pairs_count_where_both_texts_are_right(tables):
     """In both sets of mnli, one after the other."""
     two = {"mnli": {"attacked": "1101", "original": "10-1"}, "mnli-mm": {"attacked": "0", "original": "1"}}
     cell = tables.Cell("m", {0: {"stages": {"test": {"clean": "10", "advglue": two}}}, 1: None})
-    assert cell.rows("test", "AdvGLUE")[0].tolist() == [1, 1, 0, 1, 0]
-    assert cell.rows("test", "originals")[0].tolist() == [1, 0, 1, 1]
-    assert cell.rows("test", "both")[0].tolist() == [1, 0, 1, 0]
+    # The sets have 4 rows and 1, of which 3 and 1 have an original: each set is half of the mean.
+    assert cell.rows("test", "AdvGLUE")[0].tolist() == [0.625, 0.625, 0, 0.625, 0]
+    assert cell.rows("test", "originals")[0] == pytest.approx([2 / 3, 0, 2 / 3, 2])
+    assert cell.rows("test", "both")[0] == pytest.approx([2 / 3, 0, 2 / 3, 0])
     assert cell.rows("test", "query") == {}
     assert cell.rows("choice", "clean") == {}
 
@@ -65,34 +68,68 @@ def test_failures_are_counted_and_differences_are_over_common_seeds(tables):
     assert "| -25.0 [-75.0, +0.0] (1) |" in tables.difference_table(cells, found)
 
 
-def kept_test(task, right, f1=None):
-    """A run of which so many of 10 rows are right, clean and attacked, in every set."""
-    bits = "1" * right + "0" * (10 - right)
-    sets = ("mnli", "mnli-mm") if task == "mnli" else (task,)
-    stage = kept_of(bits)["stages"]["choice"]
-    one = {"attacked": bits, "original": bits, "majority": 0.6, "f1": f1}
-    return {"stages": {"test": stage | {"advglue": dict.fromkeys(sets, one)}}, "problem": None}
+def kept_test(task, right):
+    """A run of which so many of 10 validation rows are right, and fewer under noise, the attack, and on AdvGLUE."""
+    clean, noise, embedding, attacked = ("1" * (right - less) + "0" * (10 - right + less) for less in range(4))
+    stage = kept_of(clean, noise={"swap": noise}, embedding=embedding, majority=0.5)["stages"]["choice"]
+    f1 = 0.9 if task == "qqp" else None
+    sets = {task: {"attacked": attacked, "original": clean, "majority": 0.6, "f1": f1}}
+    if task == "mnli":
+        sets["mnli-mm"] = {"attacked": attacked * 3 + "1" * 20, "original": "1" * 50, "majority": 0.8, "f1": None}
+    return {"stages": {"test": stage | {"advglue": sets}}, "problem": None}
 
 
-def test_the_score_over_all_tasks(tmp_path):
-    """Seeds that lack a task do not count; tasks weigh the same, and QQP's score is the mean of accuracy and F1."""
-    advglue, plan_of = example("study_advglue"), example("study_plan")
-    part = {"seeds": [0, 1, 2], "models": ["a", "b"], "stages": ["test"]}
+RIGHT = {"sst2": 7, "qqp": 5, "mnli": 5, "qnli": 4, "rte": 3}
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A plan with runs: b has a row more right than a in each task, d no RTE; a lacks seed 1 and b seed 2."""
+    plan_of = example("study_plan")
+    part = {"seeds": [0, 1, 2, 3], "models": ["a", "b", "d"], "stages": ["test"]}
     parts = {"one": part | {"tasks": ["sst2"]}, "rest": part | {"tasks": ["qqp", "mnli", "qnli", "rte"]}}
-    plan = {"models": {"a": {"x": 0}, "b": {"x": 1}}, "parts": parts, "advglue": ["one", "rest"]}
-    assert advglue.score_table(plan, tmp_path) is None
-    for run in plan_of.runs_of(plan, ["one", "rest"]):
-        if (run.task, run.seed) != ("rte", 2):
-            right = {"sst2": 5, "qqp": 4, "mnli": 6, "qnli": 3, "rte": 2}[run.task] + (run.model == "b") + run.seed
-            plan_of.write_run(tmp_path, run, kept_test(run.task, right, 0.9 if run.task == "qqp" else None))
-    table, cells, apart = advglue.score_table(plan, tmp_path)
-    head, _, a, b, frequent = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
-    assert head == ["", "seeds", "clean", "noise", "embedding", "AdvGLUE, accuracy only", "AdvGLUE, official"]
-    # (5 + 4 + 6 + 3 + 2) / 50, and 10 points more with the other seed; official: qqp (0.4 + 0.9) / 2
-    assert a == ["a", "2", *["45.0 ± 7.1"] * 4, "49.5 ± 6.4"]
-    assert b[2] == "55.0 ± 7.1"
-    assert frequent == ["most frequent label", "", "50.0", "", "", "60.0", ""]
-    assert [cell.model for cell in cells] == ["a", "b"]
-    for measure, expected in (("AdvGLUE, accuracy only", 0.1), ("AdvGLUE, official", 0.09)):
-        assert apart[measure]["b"]["difference"] == pytest.approx(expected)
-        assert apart[measure]["b"]["seeds"] == 2
+    models = {"a": {"x": 0}, "b": {"x": 1}, "d": {"x": 2}}
+    plan = {"models": models, "parts": parts, "advglue": ["one", "rest"]}
+    for run in plan_of.runs_of(plan):
+        if (run.model, run.seed) not in (("a", 1), ("b", 2)) and (run.model, run.task) != ("d", "rte"):
+            plan_of.write_run(tmp_path, run, kept_test(run.task, RIGHT[run.task] + (run.model == "b")))
+    return plan, tmp_path
+
+
+def test_the_score_over_all_tasks(scored):
+    """Tasks weigh the same whatever their seeds, and MNLI's sets the same; QQP's is the mean of accuracy and F1."""
+    table, cells, apart = example("study_advglue").score_table(*scored)
+    head, _, a, b, d, frequent = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    assert head == ["", "seeds", "clean", "noise", "embedding", "AdvGLUE", "official"]
+    # AdvGLUE: 4, 2, mnli, 1, 0 of 10, mnli the mean of 2 / 10 and (3 * 2 + 20) / 50; official: qqp (0.2 + 0.9) / 2
+    assert a == ["a", "3, 3, 3, 3, 3", "48.0", "38.0", "28.0", f"{100 * (0.7 + 0.36) / 5:.1f}", "28.2"]
+    assert b[:5] == ["b", "3, 3, 3, 3, 3", "58.0", "48.0", "38.0"]
+    assert d == ["d", "4, 4, 4, 4, 0", *["not run"] * 5]
+    assert frequent == ["most frequent label", "", "50.0", "", "", "62.0", ""]
+    assert [cell.model for cell in cells] == ["a", "b", "d"]
+    assert {measure: list(of) for measure, of in apart.items()} == {m: ["b"] for m in head[2:6]}
+    for measure, expected in (("clean", 0.1), ("noise", 0.1), ("embedding", 0.1), ("AdvGLUE", (0.4 + 0.08) / 5)):
+        one = apart[measure]["b"]
+        assert one["difference"] == pytest.approx(expected)
+        assert one["seeds"] == 2  # 0 and 3 are of both
+        assert one["ci95"][0] < expected < one["ci95"][1]
+
+
+def test_no_score_without_the_first_model_or_another(scored):
+    plan, folder = scored
+    score_table = example("study_advglue").score_table
+    for names, shown in ((["a", "b"], True), (["a", "d"], False), (["d", "a", "b"], False), (["b", "a"], True)):
+        parts = {name: part | {"models": names} for name, part in plan["parts"].items()}
+        assert (score_table(plan | {"parts": parts}, folder) is not None) is shown
+    assert score_table(plan | {"advglue": []}, folder) is None
+
+
+def test_the_report_shows_the_score(scored, tmp_path):
+    report = example("study_report")
+    found = report.sections(*scored, tmp_path / "study.md")
+    assert list(found) == ["AdvGLUE, all tasks", "one", "rest"]
+    lines = found["AdvGLUE, all tasks"].splitlines()
+    assert lines[0] == "### AdvGLUE, all tasks"
+    assert any(line.startswith("Means over sst2, qqp, mnli, qnli, rte, of weight one each") for line in lines)
+    assert any(re.match(r"\| b +\| .*\+10\.0 \[.+, .+\] \(2\)", line) for line in lines)
+    assert (tmp_path / "study-AdvGLUE-all-tasks.png").exists()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, t
 
 
@@ -22,38 +22,41 @@ def accuracy_interval(correct: ArrayLike) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def paired_bootstrap(
-    *differences: ArrayLike, weights: Sequence[float] = (1.0,), resamples: int = RESAMPLES, seed: int = 0
-) -> list[float]:
-    """95 % percentile interval of the mean difference over rows and seeds.
+def paired_bootstrap(*differences: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
+    """95 % percentile interval of the mean difference over rows and seeds; of several sets, of the mean of their means.
 
     Rows are drawn with replacement, the same for every seed, and so are seeds: a difference has to hold for other rows
-    and for other seeds. A bootstrap of few seeds is too narrow, so that with several the interval is widened to that of
-    Student's t over the seeds' own differences where this is the wider one.
+    and for other seeds. Of sets, such as tasks, each has rows and seeds of its own. A bootstrap of few seeds is too
+    narrow, so that with several in every set the interval is widened to that of Student's t over the seeds' own
+    differences where this is the wider one, with the degrees of freedom of Welch (1947) and Satterthwaite (1946).
 
     Args:
-        differences: (seeds, n) or (n,), of one model's rightness and the other's, row by row and seed by seed. With
-            several of them, sets of rows that the same seeds were asked about: rows are drawn within each.
-        weights: of each set's mean.
+        differences: each (seeds, n) or (n,), of one model's rightness and the other's, row by row and seed by seed.
         resamples: number of draws.
         seed: of the draws.
     """
     sets = [numpy.atleast_2d(numpy.asarray(d, dtype=float)) for d in differences]
     rng = numpy.random.default_rng(seed)
-    seeds = len(sets[0])
-    means, of_seeds = numpy.zeros((resamples, seeds)), numpy.zeros(seeds)
-    for weight, d in zip(weights, sets, strict=True):
-        # Rows with equal differences are alike, so a draw of n rows is a draw of how many come from each kind.
-        kinds, counts = numpy.unique(d, axis=1, return_counts=True)
-        n = d.shape[1]
-        means += weight * (rng.multinomial(n, counts / n, size=resamples) @ kinds.T / n)  # (resamples, seeds)
-        of_seeds += weight * d.mean(axis=1)
-    drawn = rng.integers(seeds, size=(resamples, seeds))
-    low, high = numpy.quantile(numpy.take_along_axis(means, drawn, axis=1).mean(axis=1), [0.025, 0.975])
-    if seeds > 1:
-        reach = t.ppf(0.975, seeds - 1) * of_seeds.std(ddof=1) / numpy.sqrt(seeds)
-        low, high = min(low, of_seeds.mean() - reach), max(high, of_seeds.mean() + reach)
+    drawn = numpy.mean([_draw(d, resamples, rng) for d in sets], axis=0)
+    low, high = numpy.quantile(drawn, [0.025, 0.975])
+    if all(len(d) > 1 for d in sets):
+        mean = numpy.mean([d.mean() for d in sets])
+        freedom = numpy.array([len(d) - 1 for d in sets])
+        variances = numpy.array([d.mean(axis=1).var(ddof=1) / len(d) for d in sets]) / len(sets) ** 2
+        if variances.any():
+            welch = variances.sum() ** 2 / (variances**2 / freedom).sum()
+            reach = t.ppf(0.975, welch) * numpy.sqrt(variances.sum())
+            low, high = min(low, mean - reach), max(high, mean + reach)
     return [float(low), float(high)]
+
+
+def _draw(d: NDArray[numpy.float64], resamples: int, rng: numpy.random.Generator) -> NDArray[numpy.float64]:
+    """(resamples,) mean differences of rows and seeds drawn from (seeds, n)."""
+    seeds, n = d.shape
+    # Rows with equal differences are alike, so a draw of n rows is a draw of how many come from each kind.
+    kinds, counts = numpy.unique(d, axis=1, return_counts=True)
+    means = rng.multinomial(n, counts / n, size=resamples) @ kinds.T / n  # (resamples, seeds)
+    return numpy.take_along_axis(means, rng.integers(seeds, size=(resamples, seeds)), axis=1).mean(axis=1)
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
