@@ -17,9 +17,9 @@ MEASURES = ("clean", "noise", "embedding", "AdvGLUE")
 def score_table(plan: dict[str, Any], runs: Path) -> tuple[str, list[Cell], Differences] | None:
     """Each model's means over the tasks, and its differences to the first; None where there are none to show.
 
-    Of a task a model's mean is that over its seeds. A difference is over the seeds that both were run with, and its
-    interval takes the tasks' seeds, which are trainings of their own, as independent. The official score has none: F1
-    needs what was answered, and only what was right is kept.
+    Of a task a model's mean is that over its seeds. A difference is over the seeds that both were run with, two or more
+    of every task, and its interval takes the tasks' seeds, which are trainings of their own, as independent. The
+    official score has none: F1 needs what was answered, and only what was right is kept.
 
     Returns:
         The table, the cells of the first task, and the differences.
@@ -44,7 +44,7 @@ def score_table(plan: dict[str, Any], runs: Path) -> tuple[str, list[Cell], Diff
             for cell, first in zip(cells, firsts, strict=True):
                 own = cell.rows("test", measure)
                 pairs.append(numpy.array([own[seed] - first[seed] for seed in own if seed in first]))
-            if all(map(len, pairs)):
+            if all(len(of_task) > 1 for of_task in pairs):
                 apart.setdefault(measure, {})[cells[0].model] = difference(*pairs)
     return tabulate(lines, "keys", "pipe", disable_numparse=True), list(tasks[0]), apart
 

@@ -116,15 +116,19 @@ def read_plan(path: Path) -> dict[str, Any]:
                 got = repr(unknown[0]) if unknown else "none"
                 raise ValueError(f"{path}: {field} of {part!r} must be of {', '.join(names)}, got {got}.")
     if "advglue" in plan:
-        chosen = plan["advglue"] if isinstance(plan["advglue"], list) else [plan["advglue"]]
-        for one in chosen:
-            if one not in list(plan["parts"]):
-                raise ValueError(f"{path}: advglue must be of {', '.join(plan['parts'])}, got {one!r}.")
+        chosen = plan["advglue"]
+        if not isinstance(chosen, list) or any(one not in list(plan["parts"]) for one in chosen):
+            raise ValueError(f"{path}: advglue must be a list of {', '.join(plan['parts'])}, got {chosen!r}.")
         parts = [plan["parts"][one] for one in chosen]
-        tasks = [task for what in parts if "test" in what["stages"] for task in what["tasks"]]
-        if sorted(tasks) != sorted(ADVGLUE) or any(what["models"] != parts[0]["models"] for what in parts):
-            need = f"parts of the same models that test each of {', '.join(ADVGLUE)} once"
+        tasks = [task for what in parts for task in what["tasks"]]
+        if sorted(tasks) != sorted(ADVGLUE):
+            need = f"parts that hold each of {', '.join(ADVGLUE)} once"
             raise ValueError(f"{path}: advglue must be {need}, got {', '.join(tasks) or 'none'}.")
+        for one, what in zip(chosen, parts, strict=True):
+            if "test" not in what["stages"] or what["models"] != parts[0]["models"]:
+                raise ValueError(
+                    f"{path}: {one!r} of advglue must have the stage test, and the models of {chosen[0]!r}."
+                )
     return plan
 
 

@@ -58,8 +58,13 @@ def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
     if score := score_table(plan, runs):
         table, cells, apart = score
         tasks = ", ".join(task for part in plan["advglue"] for task in plan["parts"][part]["tasks"])
-        note = f"Means over {tasks}, of weight one each, on validation rows and AdvGLUE dev; seeds in that order. "
-        note += f"Everything else as in the parts {'; '.join(plan['advglue'])}."
+        note = (
+            f"Means over {tasks}, of weight one each, and of a task over all seeds of a model, whose numbers stand in "
+        )
+        note += "that order. A difference is over the seeds that both have, two or more of every task, in brackets the "
+        note += (
+            f"fewest. The rows, and what they were measured in, are those of the parts {'; '.join(plan['advglue'])}."
+        )
         found[SCORE] = section(SCORE, f"{table}\n\n{note}", cells, apart, output)
     for part, what in plan["parts"].items():
         texts, more = [], what.get("arguments")

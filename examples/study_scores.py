@@ -29,7 +29,7 @@ def of_measure(stages: dict[str, Any], stage: str, measure: str) -> numpy.ndarra
     """(n,) 1 where a row is right, 0 where wrong, NaN where there is nothing; None where it was not measured.
 
     A row under natural noise scores the share of the kinds of noise under which it is right. MNLI's two sets of AdvGLUE
-    count the same, though they differ in size: the rows of the smaller one weigh more.
+    count the same, though they differ in size: the rows of the smaller one weigh more, and are drawn from both at once.
     """
     made = stages.get(stage, {})
     if measure == "query":
@@ -46,7 +46,7 @@ def of_measure(stages: dict[str, Any], stage: str, measure: str) -> numpy.ndarra
         attacked, original = digits(one["attacked"]), digits(one["original"])
         scores.append({"AdvGLUE": attacked, "originals": original, "both": attacked * original}[measure])
     counts = [int((~numpy.isnan(of_set)).sum()) for of_set in scores]
-    weights = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
+    weights = [sum(counts) / (numpy.count_nonzero(counts) * max(1, count)) for count in counts]
     return numpy.concatenate([weight * of_set for weight, of_set in zip(weights, scores, strict=True)])
 
 

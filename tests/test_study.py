@@ -26,6 +26,13 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+REST = "tasks: [qqp, mnli, qnli, rte], seeds: [0]"
+SCORED = f"""models: {{a: {{}}, b: {{}}}}
+parts:
+  one: {{tasks: [sst2], seeds: [0], models: [a, b], stages: [test]}}
+  all: {{{REST}, models: [a, b], stages: [test]}}
+  choice: {{{REST}, models: [a, b], stages: [choice]}}
+  other: {{{REST}, models: [b, a], stages: [test]}}"""
 README = "Before.\n\n<!-- study: main -->\nold\n<!-- /study -->\n\nAfter.\n"
 
 
@@ -420,11 +427,11 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
             "stages of 'p' must be of train, choice, test, query, cost, got 'look'.",
         ),
         ("models: {a: {}}\nparts: {}\ncomon: {}", "may hold about, common, models, parts, advglue, got 'comon'."),
-        ("models: {a: {}}\nparts: {}\nadvglue: [[p]]", "advglue must be of , got ['p']."),
-        (
-            "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [test]}}\nadvglue: [p]",
-            "advglue must be parts of the same models that test each of sst2, qqp, mnli, qnli, rte once, got sst2.",
-        ),
+        ("models: {a: {}}\nparts: {}\nadvglue: [[p]]", "advglue must be a list of , got [['p']]."),
+        (f"{SCORED}\nadvglue: one", "advglue must be a list of one, all, choice, other, got 'one'."),
+        (f"{SCORED}\nadvglue: [one]", "must be parts that hold each of sst2, qqp, mnli, qnli, rte once, got sst2."),
+        (f"{SCORED}\nadvglue: [one, choice]", "'choice' of advglue must have the stage test, and the models of 'one'."),
+        (f"{SCORED}\nadvglue: [one, other]", "'other' of advglue must have the stage test, and the models of 'one'."),
         ("models: {a: bert}\nparts: {}", "'a' must hold arguments by name, got 'bert'."),
         ("models: {a: {of: [b]}}\nparts: {}", "of of 'a' must be a model that has neither of nor teacher, got ['b']."),
         (

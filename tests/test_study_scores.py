@@ -2,6 +2,7 @@
 
 import re
 
+import numpy
 import pytest
 
 
@@ -69,30 +70,31 @@ def test_failures_are_counted_and_differences_are_over_common_seeds(tables):
 
 
 def kept_test(task, right):
-    """A run of which so many of 10 validation rows are right, and fewer under noise, the attack, and on AdvGLUE."""
-    clean, noise, embedding, attacked = ("1" * (right - less) + "0" * (10 - right + less) for less in range(4))
+    """A run of which so many of 20 validation rows are right, and fewer under noise, the attack, and on AdvGLUE."""
+    clean, noise, embedding, attacked = ("1" * (right - less) + "0" * (20 - right + less) for less in (0, 2, 4, 6))
     stage = kept_of(clean, noise={"swap": noise}, embedding=embedding, majority=0.5)["stages"]["choice"]
     f1 = 0.9 if task == "qqp" else None
     sets = {task: {"attacked": attacked, "original": clean, "majority": 0.6, "f1": f1}}
     if task == "mnli":
-        sets["mnli-mm"] = {"attacked": attacked * 3 + "1" * 20, "original": "1" * 50, "majority": 0.8, "f1": None}
+        sets["mnli-mm"] = {"attacked": attacked * 3 + "1" * 20, "original": "1" * 80, "majority": 0.8, "f1": None}
     return {"stages": {"test": stage | {"advglue": sets}}, "problem": None}
 
 
-RIGHT = {"sst2": 7, "qqp": 5, "mnli": 5, "qnli": 4, "rte": 3}
+RIGHT = {"sst2": 10, "qqp": 8, "mnli": 9, "qnli": 7, "rte": 6}  # of 20, by model a with seed 0
 
 
 @pytest.fixture
 def scored(tmp_path):
-    """A plan with runs: b has a row more right than a in each task, d no RTE; a lacks seed 1 and b seed 2."""
+    """A plan with runs but those absent: b has two rows more right than a, each seed as many more as its number."""
     plan_of = example("study_plan")
     part = {"seeds": [0, 1, 2, 3], "models": ["a", "b", "d"], "stages": ["test"]}
     parts = {"one": part | {"tasks": ["sst2"]}, "rest": part | {"tasks": ["qqp", "mnli", "qnli", "rte"]}}
     models = {"a": {"x": 0}, "b": {"x": 1}, "d": {"x": 2}}
     plan = {"models": models, "parts": parts, "advglue": ["one", "rest"]}
+    absent = {("a", 1), ("b", 2), ("b", 1, "rte"), *(("d", seed, "rte") for seed in range(4))}
     for run in plan_of.runs_of(plan):
-        if (run.model, run.seed) not in (("a", 1), ("b", 2)) and (run.model, run.task) != ("d", "rte"):
-            plan_of.write_run(tmp_path, run, kept_test(run.task, RIGHT[run.task] + (run.model == "b")))
+        if not {(run.model, run.seed), (run.model, run.seed, run.task)} & absent:
+            plan_of.write_run(tmp_path, run, kept_test(run.task, RIGHT[run.task] + 2 * (run.model == "b") + run.seed))
     return plan, tmp_path
 
 
@@ -101,18 +103,29 @@ def test_the_score_over_all_tasks(scored):
     table, cells, apart = example("study_advglue").score_table(*scored)
     head, _, a, b, d, frequent = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
     assert head == ["", "seeds", "clean", "noise", "embedding", "AdvGLUE", "official"]
-    # AdvGLUE: 4, 2, mnli, 1, 0 of 10, mnli the mean of 2 / 10 and (3 * 2 + 20) / 50; official: qqp (0.2 + 0.9) / 2
-    assert a == ["a", "3, 3, 3, 3, 3", "48.0", "38.0", "28.0", f"{100 * (0.7 + 0.36) / 5:.1f}", "28.2"]
-    assert b[:5] == ["b", "3, 3, 3, 3, 3", "58.0", "48.0", "38.0"]
+    seeds_a, seeds_b, last_b = 5 / 3, 4 / 3, 3 / 2  # means of the seeds' numbers
+    clean_a, clean_b = (8 + seeds_a) / 20, (8 + 2 + (4 * seeds_b + last_b) / 5) / 20
+    mnli = ((3 + seeds_a) / 20 + (3 * (3 + seeds_a) + 20) / 80) / 2
+    attacked = ((4 + 2 + 1 + 0 + 4 * seeds_a) / 20 + mnli) / 5
+    official = attacked + (0.9 - (2 + seeds_a) / 20) / 2 / 5
+    shares = [clean_a, clean_a - 0.1, clean_a - 0.2, attacked, official]
+    assert a == ["a", "3, 3, 3, 3, 3", *(f"{100 * share:.1f}" for share in shares)]
+    assert b[:5] == ["b", "3, 3, 3, 3, 2", *(f"{100 * (clean_b - less):.1f}" for less in (0, 0.1, 0.2))]
     assert d == ["d", "4, 4, 4, 4, 0", *["not run"] * 5]
     assert frequent == ["most frequent label", "", "50.0", "", "", "62.0", ""]
     assert [cell.model for cell in cells] == ["a", "b", "d"]
     assert {measure: list(of) for measure, of in apart.items()} == {m: ["b"] for m in head[2:6]}
-    for measure, expected in (("clean", 0.1), ("noise", 0.1), ("embedding", 0.1), ("AdvGLUE", (0.4 + 0.08) / 5)):
+    for measure, expected in (("clean", 0.1), ("noise", 0.1), ("embedding", 0.1), ("AdvGLUE", (0.4 + 0.0875) / 5)):
         one = apart[measure]["b"]
         assert one["difference"] == pytest.approx(expected)
         assert one["seeds"] == 2  # 0 and 3 are of both
         assert one["ci95"][0] < expected < one["ci95"][1]
+
+
+def test_one_seed_of_any_task_resolves_nothing(tables):
+    found = tables.difference(numpy.ones((3, 5)), numpy.zeros((1, 4)))
+    assert found == {"difference": 0.5, "ci95": [0.5, 0.5], "resolved": False, "seeds": 1}
+    assert tables.difference(numpy.ones((3, 5)), numpy.zeros((2, 4)))["resolved"] is True
 
 
 def test_no_score_without_the_first_model_or_another(scored):
