@@ -38,12 +38,8 @@ def score_table(plan: dict[str, Any], runs: Path) -> tuple[str, list[Cell], Diff
     lines.append(frequent([tests_of(cell)[0] for cell in models[0]]))
     apart: Differences = {}
     for measure in MEASURES:
-        firsts = [cell.rows("test", measure) for cell in models[0]]
         for cells in measured[1:]:
-            pairs = []
-            for cell, first in zip(cells, firsts, strict=True):
-                own = cell.rows("test", measure)
-                pairs.append(numpy.array([own[seed] - first[seed] for seed in own if seed in first]))
+            pairs = [cell.over(first, "test", measure) for cell, first in zip(cells, models[0], strict=True)]
             if all(len(of_task) > 1 for of_task in pairs):
                 apart.setdefault(measure, {})[cells[0].model] = difference(*pairs)
     return tabulate(lines, "keys", "pipe", disable_numparse=True), list(tasks[0]), apart

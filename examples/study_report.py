@@ -25,6 +25,11 @@ from imbert_hf.evaluation.report import write_whole
 
 
 SCORE = "AdvGLUE, all tasks"
+SCORE_NOTE = (
+    "Means over {tasks}, of weight one each, and of a task over all seeds of a model, whose numbers stand in that "
+    "order. A difference is over the seeds that both have, two or more of every task, in brackets the fewest. The "
+    "rows, and what they were measured in, are those of the parts {parts}."
+)
 LEGEND = {
     "official": "AdvGLUE's own score, where another: QQP's is the mean of accuracy and F1",
     "growth": "of the relative difference from the first hidden state to the last, words moved at random",
@@ -58,13 +63,7 @@ def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
     if score := score_table(plan, runs):
         table, cells, apart = score
         tasks = ", ".join(task for part in plan["advglue"] for task in plan["parts"][part]["tasks"])
-        note = (
-            f"Means over {tasks}, of weight one each, and of a task over all seeds of a model, whose numbers stand in "
-        )
-        note += "that order. A difference is over the seeds that both have, two or more of every task, in brackets the "
-        note += (
-            f"fewest. The rows, and what they were measured in, are those of the parts {'; '.join(plan['advglue'])}."
-        )
+        note = SCORE_NOTE.format(tasks=tasks, parts="; ".join(plan["advglue"]))
         found[SCORE] = section(SCORE, f"{table}\n\n{note}", cells, apart, output)
     for part, what in plan["parts"].items():
         texts, more = [], what.get("arguments")

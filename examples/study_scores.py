@@ -24,6 +24,11 @@ class Cell:
                 found[seed] = scores[~numpy.isnan(scores)]
         return found
 
+    def over(self, first: "Cell", stage: str, measure: str) -> numpy.ndarray:
+        """(seeds, n) what each row scores more than with `first`, of the seeds that both were run with."""
+        own, other = self.rows(stage, measure), first.rows(stage, measure)
+        return numpy.array([own[seed] - other[seed] for seed in own if seed in other])
+
 
 def of_measure(stages: dict[str, Any], stage: str, measure: str) -> numpy.ndarray | None:
     """(n,) 1 where a row is right, 0 where wrong, NaN where there is nothing; None where it was not measured.

@@ -77,11 +77,8 @@ def differences(cells: list[Cell], stage: str) -> Differences:
     """measure -> model -> its difference to the first, over the seeds that both were run with."""
     found: Differences = {}
     for measure in MEASURES:
-        first = cells[0].rows(stage, measure)
         for cell in cells[1:]:
-            own = cell.rows(stage, measure)
-            if common := [seed for seed in own if seed in first]:
-                apart = numpy.array([own[seed] - first[seed] for seed in common])
+            if len(apart := cell.over(cells[0], stage, measure)):
                 found.setdefault(measure, {})[cell.model] = difference(apart)
     return found
 
