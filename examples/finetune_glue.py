@@ -161,6 +161,7 @@ def im_values(args: ModelArguments) -> dict[str, Any]:
     if args.connection == "bert" and values:
         raise ValueError(f"--{next(iter(values))} has no effect with --connection bert; leave it out or use im-bert.")
     if args.connection == "ex-bert":
+        values.setdefault("im_layers", "all")  # as in the paper's EX-BERT, whatever IMBertConfig's default
         # The layer field, since the explicit step of the increment field is BERT itself at step size 1.
         for name, fixed in {"im_theta": 0.0, "im_vector_field": "layer"}.items():
             if values.setdefault(name, fixed) != fixed:

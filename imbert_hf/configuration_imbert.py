@@ -124,7 +124,8 @@ class ImplicitConfig(PretrainedConfig):
     Args:
         im_theta (`float`, 0 to 1): 1 is implicit Euler (IM-BERT), 0 explicit Euler (EX-BERT), 1/2 the trapezoidal rule.
         im_layers (`"all"` or list of `int`): the layers that carry the connection, negative from the end; the others
-            are plain BERT layers, and `[]` is plain BERT.
+            are plain BERT layers, and `[]` is plain BERT. The default is the last layer alone: measured by
+            fine-tuning, it was level with BERT where all layers fell behind, at less than half of their cost.
         im_vector_field (`str`): "increment", f(h) = F(h) - h, or "layer", f(h) = F(h).
         im_step_size (`float` > 0): gamma.
         im_solver (`str`): "gradient_descent", "fixed_point" or "anderson".
@@ -145,7 +146,7 @@ class ImplicitConfig(PretrainedConfig):
     auto_map_of_family: ClassVar[dict[str, str]] = {}
 
     im_theta: float = 1.0
-    im_layers: Any = "all"
+    im_layers: Any = (-1,)
     im_vector_field: str = "increment"
     im_step_size: float = 1.0
     im_solver: str = "fixed_point"
@@ -153,7 +154,7 @@ class ImplicitConfig(PretrainedConfig):
     im_eval_iterations: int | None = None
     im_tolerance: float = 0.0
     im_initial_guess: str = "explicit"
-    im_learning_rate: float = 0.1
+    im_learning_rate: float = 0.02
     im_damping: float = 1.0
     im_anderson_memory: int = 3
     im_gradient: str = "implicit"
@@ -191,10 +192,15 @@ class ImplicitConfig(PretrainedConfig):
     def paper(cls, **kwargs):
         """The setting closest to what is public of the paper: relation of its Figure 1, gradient descent, unrolled.
 
-        Iterations and learning rate are not public; they are this package's defaults unless given in `kwargs`, which
-        may override every field.
+        All layers carry the connection. Iterations and learning rate are not public; they are this package's defaults
+        unless given in `kwargs`, which may override every field.
         """
-        preset = {"im_vector_field": "layer", "im_solver": "gradient_descent", "im_gradient": "unrolled"}
+        preset = {
+            "im_layers": "all",
+            "im_vector_field": "layer",
+            "im_solver": "gradient_descent",
+            "im_gradient": "unrolled",
+        }
         return cls(**{**preset, **kwargs})
 
     def __setattr__(self, name: str, value: Any) -> None:

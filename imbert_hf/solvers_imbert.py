@@ -127,7 +127,7 @@ class GradientDescent:
     real ones.
     """
 
-    learning_rate: float = 0.1
+    learning_rate: float = 0.02
     needs_pullback = True
 
     def __post_init__(self):

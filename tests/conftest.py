@@ -31,7 +31,7 @@ def bert_config(**kwargs) -> BertConfig:
 
 
 def imbert_config(**kwargs) -> IMBertConfig:
-    return IMBertConfig(**{**TINY, **kwargs})
+    return IMBertConfig(**{**TINY, "im_layers": "all", **kwargs})
 
 
 def lively(model):

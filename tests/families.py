@@ -29,9 +29,9 @@ def family_of(name):
 def config_of(name, **kwargs):
     """The tiny implicit config of a model, or the plain one where `name` has no IM before it."""
     family = family_of(name.removeprefix("IM"))
-    library = imbert_hf if name.startswith("IM") else transformers
-    prefix = "IM" if name.startswith("IM") else ""
-    return getattr(library, f"{prefix}{family}Config")(**{**TINY, **FAMILIES[family], **kwargs})
+    if name.startswith("IM"):
+        return getattr(imbert_hf, f"IM{family}Config")(**{**TINY, **FAMILIES[family], "im_layers": "all", **kwargs})
+    return getattr(transformers, f"{family}Config")(**{**TINY, **FAMILIES[family], **kwargs})
 
 
 def pair_of(name, **kwargs):

@@ -15,7 +15,7 @@ def test_fields_are_those_of_the_design():
     config = IMBertConfig()
     assert {name: getattr(config, name) for name in IM_FIELDS} == {
         "im_theta": 1.0,
-        "im_layers": "all",
+        "im_layers": [-1],
         "im_vector_field": "increment",
         "im_step_size": 1.0,
         "im_solver": "fixed_point",
@@ -23,7 +23,7 @@ def test_fields_are_those_of_the_design():
         "im_eval_iterations": None,
         "im_tolerance": 0.0,
         "im_initial_guess": "explicit",
-        "im_learning_rate": 0.1,
+        "im_learning_rate": 0.02,
         "im_damping": 1.0,
         "im_anderson_memory": 3,
         "im_gradient": "implicit",
@@ -58,10 +58,15 @@ def test_auto_map_names_every_class_and_keeps_entries_of_others():
             assert getattr(modeling, reference.split(".")[1])._auto_class == auto_class
 
 
+def test_an_edited_default_stays_with_its_config():
+    IMBertConfig().im_layers.append(0)
+    assert IMBertConfig().im_layers == [-1]
+
+
 def test_paper_preset():
     config = IMBertConfig.paper(im_iterations=5, num_labels=3)
     assert (config.im_solver, config.im_gradient, config.im_vector_field) == ("gradient_descent", "unrolled", "layer")
-    assert (config.im_theta, config.im_iterations, config.num_labels) == (1.0, 5, 3)
+    assert (config.im_theta, config.im_layers, config.im_iterations, config.num_labels) == (1.0, "all", 5, 3)
     assert IMBertConfig.paper(im_vector_field="increment").im_vector_field == "increment"
 
 

@@ -136,8 +136,8 @@ def test_floor_by_hand_for_three_iterations(solver, gradient, theta, inference, 
 
 def test_work_of_the_references(model, small):
     rows = by_name(make_rows(model, iterations=(2, 4), with_references=True))
-    own = rows["gradient_descent T 4 lr 0.1, unrolled"]
-    assert count(rows["literal T 4 lr 0.1"], small, True, (0, 1)) == count(own, small, True, (0, 1))
+    own = rows["gradient_descent T 4 lr 0.02, unrolled"]
+    assert count(rows["literal T 4 lr 0.02"], small, True, (0, 1)) == count(own, small, True, (0, 1))
     for name, passes in (("FreeLB, 3 steps", 3), ("R3F", 2)):
         found = count(rows[name], small, True, (0, 1))
         assert (found["forward"]["evaluations"], found["backward"]["products"]) == (passes, passes)
@@ -211,7 +211,7 @@ def test_the_literal_model_is_the_package_in_value_and_gradient(model, small):
     double.eval()
     options = {"solvers": ["gradient_descent"], "gradients": ["unrolled"], "iterations": [3]}
     rows = by_name(make_rows(double, **options, with_references=True))
-    ours, theirs = rows["gradient_descent T 3 lr 0.1, unrolled"], rows["literal T 3 lr 0.1"]
+    ours, theirs = rows["gradient_descent T 3 lr 0.02, unrolled"], rows["literal T 3 lr 0.02"]
     with ours.ready(False):
         expected = ours.infer(small).logits
     torch.testing.assert_close(theirs.infer(small).logits, expected)
@@ -438,8 +438,8 @@ def test_residuals_are_the_models_own(model, theta, batch):
         assert residual(row, batch, Equation(theta), (0, 1)) == pytest.approx(own, rel=1e-4)
     unpadded = make_batch(model, None, None, 2, 5)
     named = by_name(rows)
-    found, own = (residual(named[n], unpadded, Equation(theta), (0, 1)) for n in ("literal T 2 lr 0.1", rows[4].name))
-    assert rows[4].name == "gradient_descent T 2 lr 0.1, unrolled"
+    found, own = (residual(named[n], unpadded, Equation(theta), (0, 1)) for n in ("literal T 2 lr 0.02", rows[4].name))
+    assert rows[4].name == "gradient_descent T 2 lr 0.02, unrolled"
     assert found == pytest.approx(own, rel=1e-4)
 
 
@@ -550,7 +550,7 @@ def test_inference_alone(checkpoint):
     )
     (cell,) = report.data["cells"]
     names = [row["name"] for row in cell["rows"]]
-    assert names == ["BERT", "EX-BERT", "fixed_point T 1", "anderson T 1", "gradient_descent T 1 lr 0.1"]
+    assert names == ["BERT", "EX-BERT", "fixed_point T 1", "anderson T 1", "gradient_descent T 1 lr 0.02"]
     assert all(row["training"] is None and row["gradient_error"] is None for row in cell["rows"])
     assert cell["bert"]["training_seconds"] is None
     assert "step" not in report.text.split("Times and memory")[0]

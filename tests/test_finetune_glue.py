@@ -170,7 +170,7 @@ def test_connection(connection, arguments, data, tmp_path):
     else:
         expected = {name: getattr(IMBertConfig(), name) for name in im_fields()}
         if connection == "ex-bert":
-            expected |= {"im_theta": 0.0, "im_vector_field": "layer"}
+            expected |= {"im_theta": 0.0, "im_vector_field": "layer", "im_layers": "all"}
         else:
             expected |= {"im_layers": [-1], "im_iterations": 2}
         assert results["im_fields"] == expected

@@ -119,7 +119,7 @@ def test_training_against_the_floor_in_rounds_of_one_solver(bench, monkeypatch):
     times = {"BERT": [3.0]}
     times |= {f"anderson T 2, {g}": [n * 1.2] for g, n in zip(targets.LEAN, least["anderson"], strict=True)}
     times |= {
-        f"gradient_descent T 2 lr 0.1, {g}": [n * 1.0]
+        f"gradient_descent T 2 lr 0.02, {g}": [n * 1.0]
         for g, n in zip(targets.LEAN, least["gradient_descent"], strict=True)
     }
     asked = fake_times(monkeypatch, lambda row: times[row.name])

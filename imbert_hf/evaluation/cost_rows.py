@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imbert_hf import GradientDescent
+
 from . import cost_references as references
 from .cost_references import Batch, Equation, plain_bert, plain_losses
 from .growth import connected
@@ -107,7 +109,7 @@ def make_rows(
     solvers: Sequence[str] = SOLVERS,
     gradients: Sequence[str] = GRADIENTS,
     iterations: Sequence[int] = (2, 3, 5),
-    learning_rates: Sequence[float] = (0.1,),
+    learning_rates: Sequence[float] = (GradientDescent.learning_rate,),
     theta: float = 1.0,
     implicit_layers: int | None = None,
     with_references: bool = False,

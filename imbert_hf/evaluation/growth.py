@@ -16,10 +16,10 @@ from .report import finite
 def connections(config: IMBertConfig) -> dict[str, dict[str, Any]]:
     """The im_ fields of the three connections that are compared on the weights of one model.
 
-    IM-BERT has the model's own, or the defaults where these take no implicit step (theta 0, or no layers); EX-BERT has
-    IM-BERT's with theta 0 and the layer field; BERT has no layers.
+    IM-BERT has the model's own, or the defaults in all layers where these take no implicit step (theta 0, or no
+    layers); EX-BERT has IM-BERT's with theta 0 and the layer field; BERT has no layers.
     """
-    own = config if config.im_theta > 0 and config.implicit_layers else IMBertConfig()
+    own = config if config.im_theta > 0 and config.implicit_layers else IMBertConfig(im_layers="all")
     implicit = {name: value for name, value in own.to_dict().items() if name.startswith("im_")}
     # Exact gradients for the search of the worst direction, whatever the model was trained with.
     implicit["im_gradient"] = "unrolled"

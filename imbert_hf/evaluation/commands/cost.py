@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from imbert_hf import IMBertForSequenceClassification, IMBertModel
+from imbert_hf import GradientDescent, IMBertForSequenceClassification, IMBertModel
 
 from ..cost import cost
 from ..cost_references import find_torchdeq
@@ -30,7 +30,7 @@ DEFAULTS: dict[str, list] = {
     "solver": list(SOLVERS),
     "gradient": list(GRADIENTS),
     "iterations": [2, 3, 5],
-    "learning_rate": [0.1],
+    "learning_rate": [GradientDescent.learning_rate],
     "implicit_layers": [None],
 }
 
