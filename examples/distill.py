@@ -1,6 +1,6 @@
 """Distils a fine-tuned IM-BERT into plain BERT weights, which cost what BERT costs.
 
-    pip install "imbert-hf[eval,glue]"
+    pip install "imbert-hf[glue]"
 
     python examples/distill.py --teacher outputs/sst2-im-bert --task sst2 --learning_rate 5e-5 \
         --output_dir outputs/sst2-distilled
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--teacher", required=True, help="folder or Hub id of a fine-tuned classifier")
     parser.add_argument("--temperature", type=float, default=2.0, help="of the softmax (default: 2)")
-    parser.add_argument("--task", required=True, choices=list(finetune_glue.TASKS))
+    parser.add_argument("--task", required=True, choices=finetune_glue.TASKS)
     parser.add_argument("--label-map", help="of the teacher: negative=0,positive=1, where its config does not tell")
     parser.add_argument("--max_seq_length", type=int, default=128)
     words = sys.argv[1:] if argv is None else argv

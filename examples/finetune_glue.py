@@ -57,16 +57,12 @@ from transformers.trainer_utils import get_last_checkpoint
 import imbert_hf
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification, ThetaScheduleCallback
 from imbert_hf.configuration_imbert import ImplicitConfig
+from imbert_hf.evaluation.cost_references import r3f_losses
+from imbert_hf.evaluation.tasks import TASKS as GLUE
+from imbert_hf.evaluation.tasks import read_rows
 
 
-# task -> (text fields, label names in GLUE's order)
-TASKS = {
-    "sst2": (("sentence",), ("negative", "positive")),
-    "rte": (("sentence1", "sentence2"), ("entailment", "not_entailment")),
-    "qnli": (("question", "sentence"), ("entailment", "not_entailment")),
-    "qqp": (("question1", "question2"), ("not_duplicate", "duplicate")),
-    "mnli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
-}
+TASKS = [name for name in GLUE if name != "mnli-mm"]  # that one is MNLI's other validation split
 IM_FIELDS = {name: hint for name, hint in inspect.get_annotations(ImplicitConfig).items() if name.startswith("im_")}
 IM_FIELDS["im_layers"] = list[str]  # "all", or indices: read by im_values
 
@@ -93,7 +89,7 @@ class ModelArguments(IMArguments):
 
 @dataclass(kw_only=True)
 class DataArguments:
-    task: str = field(metadata={"choices": list(TASKS)})
+    task: str = field(metadata={"choices": TASKS})
     data_dir: str | None = field(
         default=None, metadata={"help": "DIR that holds DIR/<task>/<split>.jsonl; None: nyu-mll/glue of the Hub"}
     )
@@ -187,39 +183,9 @@ def check_folder(folder: Path, overwrite: bool, resume: str | None) -> str | Non
     return resume
 
 
-def read_jsonl(path: Path, task: str) -> datasets.Dataset:
-    """The rows, each checked. datasets' own loader names no line in its errors and caches what it has read."""
-    texts, labels = TASKS[task]
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; --data_dir holds <task>/<split>.jsonl.") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} must be a JSON object, got {type(row).__name__}.")
-        for name in texts:
-            if not isinstance(row.get(name), str):
-                raise ValueError(f"{path}, line {number}: {name!r} must be a text, got {row.get(name)!r}.")
-        label = row.get("label")
-        if type(label) is not int or not 0 <= label < len(labels):
-            allowed = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
-            raise ValueError(f"{path}, line {number}: 'label' must be one of {allowed}, got {label!r}.")
-        rows.append({name: row[name] for name in (*texts, "label")})
-    if not rows:
-        raise ValueError(f"{path} is empty; it must hold one JSON object a line.")
-    return datasets.Dataset.from_list(rows)
-
-
 def load_data(args: DataArguments, seed: int) -> dict[str, datasets.Dataset]:
     """split -> rows: train, then what to evaluate on; the first of these chooses the best checkpoint."""
-    splits = ["train", "validation"]
+    task, splits = GLUE[args.task], ["train", "validation"]
     if args.task == "mnli":
         splits = ["train", "validation_matched", "validation_mismatched"]
     data = {}
@@ -230,7 +196,9 @@ def load_data(args: DataArguments, seed: int) -> dict[str, datasets.Dataset]:
             except (OSError, ValueError) as error:
                 raise ValueError(f"nyu-mll/glue cannot be loaded, pass --data_dir for local files: {error}") from None
         elif (path := Path(args.data_dir, args.task, f"{split}.jsonl")).exists() or split != "validation_mismatched":
-            data[split] = read_jsonl(path, args.task)
+            found = read_rows(path, task)
+            columns = dict(zip(task.fields, zip(*(row.texts for row in found), strict=True), strict=True))
+            data[split] = datasets.Dataset.from_dict({**columns, "label": [row.label for row in found]})
     for split, rows in data.items():
         name = "max_train_samples" if split == "train" else "max_eval_samples"
         limit = getattr(args, name)
@@ -287,8 +255,6 @@ def compute_metrics(prediction: EvalPrediction, task: str) -> dict[str, float]:
 
 class R3FTrainer(Trainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
-        from imbert_hf.evaluation.cost_references import r3f_losses  # of the extra "eval", needed here alone
-
         if not model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
         return next(r3f_losses(model, inputs))
@@ -339,9 +305,9 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
         resume = check_folder(folder, data_args.overwrite_output_dir, args.resume_from_checkpoint)
         data = load_data(data_args, args.seed if args.data_seed is None else args.data_seed)
         set_seed(args.seed)  # the Trainer's own comes after the classifier is drawn
-        texts, labels = TASKS[data_args.task]
+        task = GLUE[data_args.task]
         name, connection = model_args.model_name_or_path, model_args.connection
-        model, tokenizer = load_model(name, connection, im, labels, data_args.max_seq_length)
+        model, tokenizer = load_model(name, connection, im, task.labels, data_args.max_seq_length)
         callbacks: list[TrainerCallback] = []
         if model_args.theta_warmup is not None:
             callbacks.append(ThetaScheduleCallback(0.0, model.config.im_theta, model_args.theta_warmup))
@@ -350,7 +316,7 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
     git = git_state()
 
     def tokenize(rows):
-        return tokenizer(*(rows[n] for n in texts), truncation=True, max_length=data_args.max_seq_length)
+        return tokenizer(*(rows[n] for n in task.fields), truncation=True, max_length=data_args.max_seq_length)
 
     inputs = {split: rows.map(tokenize, batched=True) for split, rows in data.items()}  # the Trainer drops the texts
     evaluated = [split for split in data if split != "train"]

@@ -1,6 +1,6 @@
 """Makes the runs of a plan, each a fine-tuning and what is measured of it, and goes on where it was stopped.
 
-    pip install "imbert-hf[eval,glue]"
+    pip install "imbert-hf[glue]"
 
     # path/to/data holds <task>/train.jsonl and <task>/validation.jsonl, and adv_glue/dev_ann.json
     python examples/study.py examples/study.yaml --data path/to/data --runs outputs/study --workers 2

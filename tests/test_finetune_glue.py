@@ -221,10 +221,8 @@ def test_theta_rises_to_im_theta(arguments, tmp_path):
 
 def test_r3f_adds_the_divergence_under_noise(arguments, monkeypatch, tmp_path):
     """Without dropout its noise of 1e-5 adds next to nothing to the loss; the loss logged is that of both terms."""
-    from imbert_hf.evaluation import cost_references
-
-    found, r3f = [], cost_references.r3f_losses
-    monkeypatch.setattr(cost_references, "r3f_losses", lambda m, b: (found.append(loss) or loss for loss in r3f(m, b)))
+    found, r3f = [], glue.r3f_losses
+    monkeypatch.setattr(glue, "r3f_losses", lambda m, b: (found.append(loss) or loss for loss in r3f(m, b)))
     glue.main(arguments("--connection", "bert", "--r3f", "--max_steps", "2", "--logging_steps", "1"))
     logged = [entry["loss"] for entry in results_of(tmp_path / "out")["history"] if "loss" in entry]
     assert [loss.item() for loss in found] == pytest.approx(logged, rel=1e-3)
@@ -432,23 +430,21 @@ def test_bad_argument(more, sentence, arguments, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+GOOD = '{"sentence": "a", "label": 0}'
+
+
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
         (None, "cannot be read: No such file or directory"),
-        ([], "is empty; it must hold one JSON object a line."),
-        (["", ""], "is empty; it must hold one JSON object a line."),
-        (['{"sentence": "a", "label": 0}', '{"sentence": '], ", line 2 is not JSON: "),
-        ([b'{"sentence": "\xff", "label": 0}'], ", line 1 is not JSON: "),
-        (['["a", 0]'], ", line 1 must be a JSON object, got list."),
-        (['{"text": "a", "label": 0}'], ", line 1: 'sentence' must be a text, got None."),
-        (['{"sentence": 3, "label": 0}'], ", line 1: 'sentence' must be a text, got 3."),
-        (['{"sentence": "a"}'], ", line 1: 'label' must be one of 0 (negative), 1 (positive), got None."),
-        (['{"sentence": "a", "label": 2}'], ", line 1: 'label' must be one of 0 (negative), 1 (positive), got 2."),
-        (
-            ['{"sentence": "a", "label": true}'],
-            ", line 1: 'label' must be one of 0 (negative), 1 (positive), got True.",
-        ),
+        ([], "is empty; it must hold rows of sst2."),
+        (["", ""], "is empty; it must hold rows of sst2."),
+        ([GOOD, '{"sentence": '], ", line 2 is not JSON: "),
+        ([b'{"sentence": "\xff", "label": 0}'], "cannot be read: 'utf-8' codec can't decode byte 0xff"),
+        ([GOOD, '["a", 0]'], ", line 2 must be a JSON object, got list."),
+        ([GOOD, '{"text": "a", "label": 0}'], ", line 2: 'sentence' must be a text, got None."),
+        (['{"sentence": 3, "label": 0}', GOOD], ", line 1: 'sentence' must be a text, got 3."),
+        ([GOOD, '{"sentence": "a"}'], ", line 2: 'label' must be one of 0 (negative), 1 (positive), got None."),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -467,10 +463,11 @@ def test_bad_data(split, lines, sentence, arguments, monkeypatch, tmp_path):
 
 
 def test_edited_file_is_read_anew(tmp_path):
-    path = tmp_path / "train.jsonl"
+    write_rows(tmp_path / "sst2" / "validation.jsonl", "sst2", 1)
+    args = glue.DataArguments(task="sst2", data_dir=str(tmp_path))
     for text in ("before", "after"):
-        path.write_text(json.dumps({"sentence": text, "label": 1}) + "\n\n", encoding="utf-8")
-        assert glue.read_jsonl(path, "sst2").to_list() == [{"sentence": text, "label": 1}]
+        (tmp_path / "sst2" / "train.jsonl").write_text(json.dumps({"sentence": text, "label": 1}) + "\n\n")
+        assert glue.load_data(args, seed=0)["train"].to_list() == [{"sentence": text, "label": 1}]
 
 
 def test_hub_is_the_default(arguments, monkeypatch, tmp_path):

@@ -44,6 +44,11 @@ def test_line_separators_inside_a_text_end_no_line(tmp_path):
     assert len(read_rows(path, TASKS["qqp"])) == 2
 
 
+def test_one_text_of_a_pair_may_be_blank(tmp_path):
+    (row,) = read_rows(write(tmp_path, [{**ROW, "question2": ""}]), TASKS["qqp"])
+    assert row.texts == ("a ?", "")
+
+
 def test_limit_is_a_seeded_sample_in_order(tmp_path):
     path = write(tmp_path, [{**ROW, "question1": str(i)} for i in range(50)])
 
@@ -68,7 +73,7 @@ def test_limit_is_a_seeded_sample_in_order(tmp_path):
         ([3], "qqp row 0 must be a JSON object, got int"),
         (json.dumps(ROW) + "\n{", "line 2 is not JSON"),
         ([{"question1": "a", "label": 1}], "qqp row 0: 'question2' must be a text, got None"),
-        ([{**ROW, "question1": " "}], "'question1' must be a text, got ' '"),
+        ([{**ROW, "question1": " ", "question2": ""}], "qqp row 0: question1, question2 must hold a text, got blanks"),
         ([{**ROW, "question1": 4}], "'question1' must be a text, got 4"),
         (
             [{"question1": "a", "question2": "b"}],

@@ -130,8 +130,10 @@ def _row(place: str, row: Any, task: Task) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"{place} must be a JSON object, got {type(row).__name__}.")
     for name in task.fields:
-        if not isinstance(row.get(name), str) or not row[name].strip():
+        if not isinstance(row.get(name), str):
             raise ValueError(f"{place}: {name!r} must be a text, got {row.get(name)!r}.")
+    if not any(row[name].strip() for name in task.fields):  # one of a pair may be: QQP has such rows
+        raise ValueError(f"{place}: {', '.join(task.fields)} must hold a text, got blanks.")
     label = row.get("label")
     if type(label) is not int or not 0 <= label < len(task.labels):
         allowed = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
