@@ -5,9 +5,10 @@ import json
 import math
 from dataclasses import replace
 
+import costs
 import pytest
 import torch
-from conftest import imbert_config, lively
+from conftest import imbert_config
 from problems import Linear, Mixing, inputs
 
 from imbert_hf import Anderson, FixedPoint, IMBertForSequenceClassification
@@ -22,6 +23,7 @@ from imbert_hf.evaluation.stability import PlainLayer
 
 
 INF = math.inf
+model = costs.model  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +36,6 @@ def contracting():
             layer.output.LayerNorm.weight.mul_(0.4)
         model.classifier.weight.mul_(20)
     return model
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return lively(IMBertForSequenceClassification(imbert_config(num_hidden_layers=2))).eval()
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 psutil = pytest.importorskip("psutil")
 
-from test_finetune_glue import SCRIPT, glue, results_of  # noqa: E402
+from finetuning import SCRIPT, glue, results_of  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parents[1]
