@@ -175,12 +175,20 @@ def check_folder(folder: Path, overwrite: bool, resume: str | None) -> str | Non
         resume = last if resume.lower() in ("last", "true") else resume
         if resume is None:
             raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {folder}.")
-        if not (Path(resume) / "trainer_state.json").is_file():
+        if not all((Path(resume) / name).is_file() for name in ("trainer_state.json", "config.json")):
             raise ValueError(f'--resume_from_checkpoint must be "last" or a checkpoint folder, got {resume!r}.')
     elif folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
         advice = "choose another, or pass --overwrite_output_dir or --resume_from_checkpoint last"
         raise ValueError(f"--output_dir {folder} is not an empty folder; {advice}.")
     return resume
+
+
+def check_connection(config: Any, checkpoint: str) -> None:
+    """Refuses to go on with another connection, such as another release's defaults; theta may be on its way there."""
+    before = json.loads(Path(checkpoint, "config.json").read_bytes())
+    for name in [name for name in IM_FIELDS if name in before and name != "im_theta"]:
+        if (now := getattr(config, name, None)) != before[name]:
+            raise ValueError(f"{checkpoint} was trained with {name} {before[name]!r}, not {now!r}: pass --{name}.")
 
 
 def load_data(args: DataArguments, seed: int) -> dict[str, datasets.Dataset]:
@@ -308,6 +316,8 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
         task = GLUE[data_args.task]
         name, connection = model_args.model_name_or_path, model_args.connection
         model, tokenizer = load_model(name, connection, im, task.labels, data_args.max_seq_length)
+        if resume is not None:
+            check_connection(model.config, resume)
         callbacks: list[TrainerCallback] = []
         if model_args.theta_warmup is not None:
             callbacks.append(ThetaScheduleCallback(0.0, model.config.im_theta, model_args.theta_warmup))

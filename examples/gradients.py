@@ -72,7 +72,7 @@ def main() -> None:
     mask = batch["attention_mask"]
     options: dict[str, Any] = {"dtype": torch.float64, "attn_implementation": "eager"}
     bert = BertModel.from_pretrained(args.model, **options).eval()
-    model = IMBertModel.from_pretrained(args.model, im_theta=args.theta, **options).eval()
+    model = IMBertModel.from_pretrained(args.model, im_theta=args.theta, im_layers="all", **options).eval()
     with torch.no_grad():
         inputs = model(**batch, output_hidden_states=True).hidden_states
     additive = torch.where(mask.bool(), 0.0, -torch.inf)[:, None, None].double()

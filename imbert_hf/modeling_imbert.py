@@ -1,4 +1,4 @@
-"""IM-BERT: BERT whose layers take an implicit step. Drop-in: BERT's parameters, heads, arguments and outputs.
+"""IM-BERT: BERT with layers that take an implicit step. Drop-in: its parameters, heads, arguments and outputs.
 
 The connection stands in implicit_imbert.py, once for all families. This file travels with every checkpoint, and imports
 all that travel with it, so that older loaders copy them too.

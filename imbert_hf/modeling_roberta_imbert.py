@@ -1,4 +1,4 @@
-"""IM-RoBERTa: RoBERTa whose layers take an implicit step. Drop-in: its parameters, heads, arguments and outputs.
+"""IM-RoBERTa: RoBERTa with layers that take an implicit step. Drop-in: its parameters, heads, arguments and outputs.
 
 The connection stands in implicit_imbert.py, once for all families. This file travels with every checkpoint of the
 family, and imports all that travel with it, so that older loaders copy them too.

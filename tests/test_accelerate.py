@@ -26,7 +26,7 @@ from imbert_hf import IMBertConfig, IMBertForSequenceClassification
 def train(config, folder, resume):
     set_seed(resume)
     accelerator = Accelerator()
-    model = IMBertForSequenceClassification(IMBertConfig(**config))
+    model = IMBertForSequenceClassification(IMBertConfig(**config, im_layers="all"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=6)
     ids = torch.randint(5, 99, (24, 8), generator=torch.Generator().manual_seed(0))

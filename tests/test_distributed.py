@@ -140,7 +140,8 @@ def example(tmp_path_factory):
             "dataloader_pin_memory": False,
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        return [*words, "--use_cpu", *more]
+        implicit = [] if "--connection" in more else ["--im_layers", "all"]
+        return [*words, "--use_cpu", *implicit, *more]
 
     return folder, command
 

@@ -14,7 +14,7 @@ pytest.importorskip("datasets")
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
 import finetuning  # noqa: E402
-from finetuning import FIELDS, LABELS, glue, im_fields, results_of  # noqa: E402
+from finetuning import FIELDS, LABELS, glue, im_fields, refusal, results_of  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForSequenceClassification,
@@ -32,7 +32,7 @@ one_thread, data, bert, arguments = finetuning.one_thread, finetuning.data, fine
 
 @pytest.mark.parametrize("connection", ["bert", "ex-bert", "im-bert"])
 def test_connection(connection, arguments, data, tmp_path):
-    more = ["--im_layers", "-1", "--im_iterations", "2"] if connection == "im-bert" else []
+    more = ["--im_layers", "all", "--im_iterations", "2"] if connection == "im-bert" else []
     glue.main(arguments("--connection", connection, "--seed", "3", *more))
     out = tmp_path / "out"
     results = results_of(out)
@@ -65,7 +65,7 @@ def test_connection(connection, arguments, data, tmp_path):
         if connection == "ex-bert":
             expected |= {"im_theta": 0.0, "im_vector_field": "layer", "im_layers": "all"}
         else:
-            expected |= {"im_layers": [-1], "im_iterations": 2}
+            expected |= {"im_layers": "all", "im_iterations": 2}
         assert results["im_fields"] == expected
         assert {name: getattr(model.config, name) for name in expected} == expected
 
@@ -174,6 +174,9 @@ def test_resumed_equals_uninterrupted(arguments, tmp_path):
     assert evaluations[0] == evaluations[1]
     assert len(evaluations[0]) == 3  # two epochs and the final one
     assert second["resumed_from"] == str(interrupted / "checkpoint-3")
+
+    said = refusal(arguments(*more, *resumed, "--im_theta", "0.5", "--im_layers", "all"))  # theta may be on its way
+    assert f"{interrupted / 'checkpoint-6'} was trained with im_layers [-1], not 'all': pass --im_layers." in said
 
 
 def test_best_checkpoint_is_kept(arguments, monkeypatch, tmp_path):

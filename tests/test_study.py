@@ -396,6 +396,14 @@ def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs
     assert ".png" not in shown
 
 
+def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study):
+    """Its names are hashes of what it says, and the defaults come from it."""
+    for name, model in study.plan.read_plan(EXAMPLES / "study.yaml")["models"].items():
+        plain = model.get("connection") in ("bert", "ex-bert")  # the latter in all layers, whatever the default
+        of_implicit = model.get("of", model.get("teacher", "BERT")) != "BERT"
+        assert plain or of_implicit or model.get("preset") == "paper" or "im_layers" in model, name
+
+
 def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypatch):
     root = EXAMPLES.parent
     monkeypatch.chdir(root)

@@ -404,7 +404,7 @@ def test_the_command_goes_on_where_it_was_stopped(checkpoint, text, tmp_path, ti
     assert all(row["measured"] is not None for row in rows if row["group"] in ("residual", "adjoint"))
     assert {row["verdict"] for row in rows} <= {"met", "missed", "not measured", "-"}
     assert all((row["measured"] is None) == (row["quartiles"] is None) for row in rows if "floor" in row["target"])
-    assert data["connection"]["im_theta"] == 1
+    assert (data["connection"]["im_theta"], data["connection"]["im_layers"]) == (1, "all")
     assert len(data["fingerprint"]) == 16
     assert data["settings"]["batch"] == 2
     shown = capsys.readouterr().out

@@ -44,6 +44,11 @@ def test_line_separators_inside_a_text_end_no_line(tmp_path):
     assert len(read_rows(path, TASKS["qqp"])) == 2
 
 
+def test_a_mark_of_windows_is_no_part_of_the_rows(tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps(ROW), encoding="utf-8-sig")
+    assert len(read_rows(tmp_path / "data.json", TASKS["qqp"])) == 1
+
+
 def test_one_text_of_a_pair_may_be_blank(tmp_path):
     (row,) = read_rows(write(tmp_path, [{**ROW, "question2": ""}]), TASKS["qqp"])
     assert row.texts == ("a ?", "")

@@ -51,6 +51,7 @@ GRADIENT: dict[str, Any] = {
 ADJOINT: dict[str, Any] = {"residuals": (1e-1, 1e-2, 1e-3), "most": 60}
 TRAPEZOIDAL = {"fixed_point": (1.10, (3,))}  # at theta 1/2
 
+FIELDS = {"im_theta": 1.0, "im_layers": "all", "im_gradient_iterations": None}  # of a model while it is measured
 UNSOLVED = "no row of the batch has a converged solution"
 
 Limits = Mapping[str, tuple[float, Sequence[int]]]
@@ -281,10 +282,9 @@ def measure_targets(
         keep=keep,
         progress=progress,
     )
-    fields = {"im_theta": 1.0, "im_layers": "all", "im_gradient_iterations": None}  # as many as forward
     chosen = tqdm([name for name in GROUPS if name in only], "targets", disable=not progress, leave=False)
     records = []
-    with connected(model.config, fields):
+    with connected(model.config, FIELDS):
         for name in chosen:
             chosen.set_postfix_str(name)
             records += [{"group": name, **found} for found in GROUPS[name](bench)]

@@ -95,7 +95,7 @@ def _from_hub(task: Task) -> Iterable[tuple[str, Any]]:
 
 def _from_file(path: Path, task: Task) -> Iterable[tuple[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # of Windows, too
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if not text.strip():

@@ -14,7 +14,7 @@ from imbert_hf import GradientDescent, IMBertForSequenceClassification, IMBertMo
 
 from ..cost import cost
 from ..cost_references import find_torchdeq
-from ..cost_rows import GRADIENTS, SOLVERS
+from ..cost_rows import GRADIENTS, KEPT, SOLVERS
 from ..loading import fingerprint, load_pretrained, longest_input
 from ..report import Journal, Report, table
 from ..tasks import TASKS
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     )
     data: dict[str, Any] = {
         "fingerprint": marked,
-        "connection": {name: value for name, value in model.config.to_dict().items() if name.startswith("im_")},
+        "connection": {name: getattr(model.config, name) for name in KEPT},
         "absent": absent(args.dtype) if args.references else [],
         "cells": cells,
     }

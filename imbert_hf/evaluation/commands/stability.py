@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy
 from matplotlib.figure import Figure
+from transformers import AutoConfig
 
 from imbert_hf import IMBertModel
 
@@ -60,13 +61,16 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
 def load_encoder(path: str, *, device: str = "cpu", dtype: str = "float32") -> tuple[IMBertModel, Any]:
     """The encoder of any checkpoint of BERT or IM-BERT, as an IMBertModel in eval mode, and its tokenizer.
 
-    A checkpoint of BERT has no im_ fields and gets the defaults.
+    A checkpoint of BERT has no implicit layer.
 
     Raises:
         ValueError: it cannot be loaded, is of another family, lacks weights or a tokenizer.
     """
     what = "BERT or IM-BERT"
-    return load_pretrained(IMBertModel, path, what, dtype=dtype, device=device, add_pooling_layer=False)
+    model, tokenizer = load_pretrained(IMBertModel, path, what, dtype=dtype, device=device, add_pooling_layer=False)
+    if AutoConfig.from_pretrained(path).model_type == "bert":
+        model.config.im_layers = []
+    return model, tokenizer
 
 
 def read_texts(

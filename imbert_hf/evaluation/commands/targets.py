@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from ..cost_rows import KEPT
 from ..loading import fingerprint, longest_input
 from ..report import Journal, Report, table
-from ..targets import GROUPS, SENTENCE_LENGTH, measure_targets
+from ..targets import FIELDS, GROUPS, SENTENCE_LENGTH, measure_targets
 from ..tasks import TASKS
 from .cost import load_model
 from .stability import read_texts
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     )
     data: dict[str, Any] = {
         "fingerprint": marked,
-        "connection": {name: value for name, value in model.config.to_dict().items() if name.startswith("im_")},
+        "connection": {**{name: getattr(model.config, name) for name in KEPT}, **FIELDS},
         "targets": targets,
     }
     head = f"{args.model}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, {args.repeats} rounds, "
