@@ -19,7 +19,8 @@ The plan, in YAML:
       search: {tasks: [sst2], seeds: [0, 1], models: [BERT, IM-BERT], stages: [choice]}
       main: {tasks: [sst2, qqp, mnli, qnli, rte], seeds: [0, 1], models: [BERT, IM-BERT], stages: [test, query]}
       few: {arguments: {max_train_samples: 100}, tasks: [sst2], seeds: [0], models: [BERT, IM-BERT], stages: [test]}
-    advglue: [main]  # parts that together test each of AdvGLUE's tasks once: the report has the score over all
+    scores:                                                                           # means over tasks, in the report
+      AdvGLUE: {parts: [main], models: [BERT, IM-BERT]}  # without models, those of the first part
 
 Each run is kept in outputs/study/<task>-<seed>-<hash of its settings>.json, stage by stage:
 

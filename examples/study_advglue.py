@@ -1,11 +1,11 @@
-"""AdvGLUE's score over its five tasks, from the runs of several parts of a study; study_report.py shows it."""
+"""Means over several tasks, such as AdvGLUE's score over its five, from the runs of a study; for study_report.py."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
-from study_plan import runs_of
+from study_plan import models_of_score, runs_of
 from study_scores import Cell, cells_of, official
 from study_tables import NOT_RUN, Differences, difference
 from tabulate import tabulate
@@ -14,7 +14,7 @@ from tabulate import tabulate
 MEASURES = ("clean", "noise", "embedding", "AdvGLUE")
 
 
-def score_table(plan: dict[str, Any], runs: Path) -> tuple[str, list[Cell], Differences] | None:
+def score_table(plan: dict[str, Any], score: str, runs: Path) -> tuple[str, list[Cell], Differences] | None:
     """Each model's means over the tasks, and its differences to the first; None where there are none to show.
 
     Of a task a model's mean is that over its seeds. A difference is over the seeds that both were run with, two or more
@@ -25,11 +25,11 @@ def score_table(plan: dict[str, Any], runs: Path) -> tuple[str, list[Cell], Diff
         The table, the cells of the first task, and the differences.
     """
     tasks = [
-        cells_of((run for run in runs_of(plan, [part]) if run.task == task), runs)
-        for part in plan.get("advglue", [])
+        {cell.model: cell for cell in cells_of((run for run in runs_of(plan, [part]) if run.task == task), runs)}
+        for part in plan["scores"][score]["parts"]
         for task in plan["parts"][part]["tasks"]
     ]
-    models = list(zip(*tasks, strict=True))  # each the cells of one model
+    models = [[cells[model] for cells in tasks] for model in models_of_score(plan, score)]
     measured = [cells for cells in models if all(cell.rows("test", "AdvGLUE") for cell in cells)]
     if len(measured) < 2 or measured[0] != models[0]:
         return None
@@ -42,7 +42,7 @@ def score_table(plan: dict[str, Any], runs: Path) -> tuple[str, list[Cell], Diff
             pairs = [cell.over(first, "test", measure) for cell, first in zip(cells, models[0], strict=True)]
             if all(len(of_task) > 1 for of_task in pairs):
                 apart.setdefault(measure, {})[cells[0].model] = difference(*pairs)
-    return tabulate(lines, "keys", "pipe", disable_numparse=True), list(tasks[0]), apart
+    return tabulate(lines, "keys", "pipe", disable_numparse=True), [cells[0] for cells in models], apart
 
 
 def means(cells: Sequence[Cell], whole: bool) -> dict[str, str]:

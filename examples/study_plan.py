@@ -13,7 +13,6 @@ import yaml
 
 STAGES = ("train", "choice", "test", "query", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
-ADVGLUE = ("sst2", "qqp", "mnli", "qnli", "rte")  # its tasks, of one weight each
 ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast")  # of a part
 AUTOCAST = ("bfloat16",)  # float16 would want its gradients scaled
 NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
@@ -81,7 +80,7 @@ def read_plan(path: Path) -> dict[str, Any]:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
-    known = ("about", "common", "models", "parts", "advglue")
+    known = ("about", "common", "models", "parts", "scores")
     for name in ("models", "parts"):
         if not isinstance(plan, dict) or not isinstance(plan.get(name), dict):
             raise ValueError(f"{path} must hold {name!r}, by name; it may hold {', '.join(known)}.")
@@ -115,21 +114,32 @@ def read_plan(path: Path) -> dict[str, Any]:
             if unknown or not what[field]:
                 got = repr(unknown[0]) if unknown else "none"
                 raise ValueError(f"{path}: {field} of {part!r} must be of {', '.join(names)}, got {got}.")
-    if "advglue" in plan:
-        chosen = plan["advglue"]
-        if not isinstance(chosen, list) or any(one not in list(plan["parts"]) for one in chosen):
-            raise ValueError(f"{path}: advglue must be a list of {', '.join(plan['parts'])}, got {chosen!r}.")
+    scores = plan.get("scores") or {}
+    if not isinstance(scores, dict):
+        raise ValueError(f"{path}: scores must hold scores by name, got {scores!r}.")
+    for score, what in scores.items():
+        chosen = what.get("parts") if isinstance(what, dict) else None
+        if not isinstance(chosen, list) or not chosen or any(one not in list(plan["parts"]) for one in chosen):
+            raise ValueError(
+                f"{path}: score {score!r} must hold parts, a list of {', '.join(plan['parts'])}, got {chosen!r}."
+            )
+        if odd := [name for name in what if name not in ("parts", "models")]:
+            raise ValueError(f"{path}: score {score!r} may hold parts, models, got {odd[0]!r}.")
         parts = [plan["parts"][one] for one in chosen]
-        tasks = [task for what in parts for task in what["tasks"]]
-        if sorted(tasks) != sorted(ADVGLUE):
-            need = f"parts that hold each of {', '.join(ADVGLUE)} once"
-            raise ValueError(f"{path}: advglue must be {need}, got {', '.join(tasks) or 'none'}.")
-        for one, what in zip(chosen, parts, strict=True):
-            if "test" not in what["stages"] or what["models"] != parts[0]["models"]:
-                raise ValueError(
-                    f"{path}: {one!r} of advglue must have the stage test, and the models of {chosen[0]!r}."
-                )
+        tasks, models = [task for part in parts for task in part["tasks"]], models_of_score(plan, score)
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"{path}: parts of score {score!r} must hold a task once, got {', '.join(tasks)}.")
+        for one, part in zip(chosen, parts, strict=True):
+            if "test" not in part["stages"] or not set(models) <= set(part["models"]):
+                need = f"the stage test, and the models {', '.join(models)}"
+                raise ValueError(f"{path}: {one!r} of score {score!r} must have {need}.")
     return plan
+
+
+def models_of_score(plan: dict[str, Any], score: str) -> list[str]:
+    """The models that a score compares: those it names, or those of its first part."""
+    what = plan["scores"][score]
+    return what.get("models") or plan["parts"][what["parts"][0]]["models"]
 
 
 def runs_of(plan: dict[str, Any], parts: list[str] | None = None) -> Iterator[Run]:

@@ -4,8 +4,8 @@
         --readme README.md
 
 Writes OUTPUT, a picture beside it for each table, and, where --readme is given, what stands there between the lines
-`<!-- study: PART -->` and `<!-- /study -->`: the tables of PART, or those
-of `AdvGLUE, all tasks`. What was not run is marked so.
+`<!-- study: NAME -->` and `<!-- /study -->`: the tables of the plan's part or score NAME. What was not run is marked
+so.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from study_tables import MEASURES, Differences, accuracies, difference_table, di
 from imbert_hf.evaluation.report import write_whole
 
 
-SCORE = "AdvGLUE, all tasks"
 SCORE_NOTE = (
     "Means over {tasks}, of weight one each, and of a task over all seeds of a model, whose numbers stand in that "
     "order. A difference is over the seeds that both have, two or more of every task, in brackets the fewest. The "
@@ -58,13 +57,14 @@ most {validation} of the validation file.
 
 
 def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
-    """part, or SCORE -> its tables, in Markdown, where it has any; the pictures are written."""
+    """score or part -> its tables, in Markdown, where it has any; the pictures are written."""
     found: dict[str, str] = {}
-    if score := score_table(plan, runs):
-        table, cells, apart = score
-        tasks = ", ".join(task for part in plan["advglue"] for task in plan["parts"][part]["tasks"])
-        note = SCORE_NOTE.format(tasks=tasks, parts="; ".join(plan["advglue"]))
-        found[SCORE] = section(SCORE, f"{table}\n\n{note}", cells, apart, output)
+    for score, what in (plan.get("scores") or {}).items():
+        if shown := score_table(plan, score, runs):
+            table, cells, apart = shown
+            tasks = ", ".join(task for part in what["parts"] for task in plan["parts"][part]["tasks"])
+            note = SCORE_NOTE.format(tasks=tasks, parts="; ".join(what["parts"]))
+            found[score] = section(score, f"{table}\n\n{note}", cells, apart, output)
     for part, what in plan["parts"].items():
         texts, more = [], what.get("arguments")
         for task in what["tasks"]:

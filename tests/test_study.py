@@ -31,8 +31,7 @@ SCORED = f"""models: {{a: {{}}, b: {{}}}}
 parts:
   one: {{tasks: [sst2], seeds: [0], models: [a, b], stages: [test]}}
   all: {{{REST}, models: [a, b], stages: [test]}}
-  choice: {{{REST}, models: [a, b], stages: [choice]}}
-  other: {{{REST}, models: [b, a], stages: [test]}}"""
+  choice: {{{REST}, models: [a, b], stages: [choice]}}"""
 README = "Before.\n\n<!-- study: main -->\nold\n<!-- /study -->\n\nAfter.\n"
 
 
@@ -434,12 +433,20 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
             "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [look]}}",
             "stages of 'p' must be of train, choice, test, query, cost, got 'look'.",
         ),
-        ("models: {a: {}}\nparts: {}\ncomon: {}", "may hold about, common, models, parts, advglue, got 'comon'."),
-        ("models: {a: {}}\nparts: {}\nadvglue: [[p]]", "advglue must be a list of , got [['p']]."),
-        (f"{SCORED}\nadvglue: one", "advglue must be a list of one, all, choice, other, got 'one'."),
-        (f"{SCORED}\nadvglue: [one]", "must be parts that hold each of sst2, qqp, mnli, qnli, rte once, got sst2."),
-        (f"{SCORED}\nadvglue: [one, choice]", "'choice' of advglue must have the stage test, and the models of 'one'."),
-        (f"{SCORED}\nadvglue: [one, other]", "'other' of advglue must have the stage test, and the models of 'one'."),
+        ("models: {a: {}}\nparts: {}\ncomon: {}", "may hold about, common, models, parts, scores, got 'comon'."),
+        ("models: {a: {}}\nparts: {}\nscores: [s]", "scores must hold scores by name, got ['s']."),
+        (f"{SCORED}\nscores: {{s: [one]}}", "score 's' must hold parts, a list of one, all, choice, got None."),
+        (f"{SCORED}\nscores: {{s: {{parts: [two]}}}}", "'s' must hold parts, a list of one, all, choice, got ['two']."),
+        (f"{SCORED}\nscores: {{s: {{parts: [one], model: [a]}}}}", "'s' may hold parts, models, got 'model'."),
+        (f"{SCORED}\nscores: {{s: {{parts: [one, one]}}}}", "of score 's' must hold a task once, got sst2, sst2."),
+        (
+            f"{SCORED}\nscores: {{s: {{parts: [one, choice]}}}}",
+            "'choice' of score 's' must have the stage test, and the models a, b.",
+        ),
+        (
+            f"{SCORED}\nscores: {{s: {{parts: [one, all], models: [b, c]}}}}",
+            "'one' of score 's' must have the stage test, and the models b, c.",
+        ),
         ("models: {a: bert}\nparts: {}", "'a' must hold arguments by name, got 'bert'."),
         ("models: {a: {of: [b]}}\nparts: {}", "of of 'a' must be a model that has neither of nor teacher, got ['b']."),
         (

@@ -90,7 +90,7 @@ def scored(tmp_path):
     part = {"seeds": [0, 1, 2, 3], "models": ["a", "b", "d"], "stages": ["test"]}
     parts = {"one": part | {"tasks": ["sst2"]}, "rest": part | {"tasks": ["qqp", "mnli", "qnli", "rte"]}}
     models = {"a": {"x": 0}, "b": {"x": 1}, "d": {"x": 2}}
-    plan = {"models": models, "parts": parts, "advglue": ["one", "rest"]}
+    plan = {"models": models, "parts": parts, "scores": {"all": {"parts": ["one", "rest"]}}}
     absent = {("a", 1), ("b", 2), ("b", 1, "rte"), *(("d", seed, "rte") for seed in range(4))}
     for run in plan_of.runs_of(plan):
         if not {(run.model, run.seed), (run.model, run.seed, run.task)} & absent:
@@ -100,7 +100,7 @@ def scored(tmp_path):
 
 def test_the_score_over_all_tasks(scored):
     """Tasks weigh the same whatever their seeds, and MNLI's sets the same; QQP's is the mean of accuracy and F1."""
-    table, cells, apart = example("study_advglue").score_table(*scored)
+    table, cells, apart = example("study_advglue").score_table(scored[0], "all", scored[1])
     head, _, a, b, d, frequent = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
     assert head == ["", "seeds", "clean", "noise", "embedding", "AdvGLUE", "official"]
     seeds_a, seeds_b, last_b = 5 / 3, 4 / 3, 3 / 2  # means of the seeds' numbers
@@ -132,17 +132,17 @@ def test_no_score_without_the_first_model_or_another(scored):
     plan, folder = scored
     score_table = example("study_advglue").score_table
     for names, shown in ((["a", "b"], True), (["a", "d"], False), (["d", "a", "b"], False), (["b", "a"], True)):
-        parts = {name: part | {"models": names} for name, part in plan["parts"].items()}
-        assert (score_table(plan | {"parts": parts}, folder) is not None) is shown
-    assert score_table(plan | {"advglue": []}, folder) is None
+        scores = {"some": {"parts": ["rest"], "models": names}}
+        found = score_table(plan | {"scores": scores}, "some", folder)
+        assert [cell.model for cell in found[1]] == names if shown else found is None
 
 
 def test_the_report_shows_the_score(scored, tmp_path):
     report = example("study_report")
     found = report.sections(*scored, tmp_path / "study.md")
-    assert list(found) == ["AdvGLUE, all tasks", "one", "rest"]
-    lines = found["AdvGLUE, all tasks"].splitlines()
-    assert lines[0] == "### AdvGLUE, all tasks"
+    assert list(found) == ["all", "one", "rest"]
+    lines = found["all"].splitlines()
+    assert lines[0] == "### all"
     assert any(line.startswith("Means over sst2, qqp, mnli, qnli, rte, of weight one each") for line in lines)
     assert any(re.match(r"\| b +\| .*\+10\.0 \[.+, .+\] \(2\)", line) for line in lines)
-    assert (tmp_path / "study-AdvGLUE-all-tasks.png").exists()
+    assert (tmp_path / "study-all.png").exists()
