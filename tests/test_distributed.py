@@ -190,7 +190,7 @@ def test_the_example_with_every_solver_and_r3f(example):
     ways = {"alone": 1, "in two": 2}
     commands = {
         way: [
-            [*arguments(folder / way / name, "--max_steps", "2", "--save_strategy", "no", processes=processes), *words]
+            arguments(folder / way / name, "--max_steps", "2", "--save_strategy", "no", *words, processes=processes)
             for name, words in EXAMPLES.items()
         ]
         for way, processes in ways.items()
