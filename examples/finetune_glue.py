@@ -74,7 +74,7 @@ IMArguments: Any = make_dataclass(
 
 @dataclass(kw_only=True)
 class ModelArguments(IMArguments):
-    """An im_ field left out keeps what the checkpoint has, or else IMBertConfig's default."""
+    """An im_ field left out keeps what the checkpoint has, or else IMBertConfig's default; ex-bert sets its own."""
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a BERT or IM-BERT checkpoint"})
     connection: Literal["bert", "ex-bert", "im-bert"] = "im-bert"

@@ -118,6 +118,8 @@ def read_plan(path: Path) -> dict[str, Any]:
     if not isinstance(scores, dict):
         raise ValueError(f"{path}: scores must hold scores by name, got {scores!r}.")
     for score, what in scores.items():
+        if score in plan["parts"]:
+            raise ValueError(f"{path}: score {score!r} must have another name than every part.")
         chosen = what.get("parts") if isinstance(what, dict) else None
         if not isinstance(chosen, list) or not chosen or any(one not in list(plan["parts"]) for one in chosen):
             raise ValueError(

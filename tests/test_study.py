@@ -435,6 +435,7 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
         ),
         ("models: {a: {}}\nparts: {}\ncomon: {}", "may hold about, common, models, parts, scores, got 'comon'."),
         ("models: {a: {}}\nparts: {}\nscores: [s]", "scores must hold scores by name, got ['s']."),
+        (f"{SCORED}\nscores: {{one: {{parts: [one]}}}}", "score 'one' must have another name than every part."),
         (f"{SCORED}\nscores: {{s: [one]}}", "score 's' must hold parts, a list of one, all, choice, got None."),
         (f"{SCORED}\nscores: {{s: {{parts: [two]}}}}", "'s' must hold parts, a list of one, all, choice, got ['two']."),
         (f"{SCORED}\nscores: {{s: {{parts: [one], model: [a]}}}}", "'s' may hold parts, models, got 'model'."),

@@ -20,7 +20,11 @@ SOLVERS = ("fixed_point", "anderson", "gradient_descent")
 GRADIENTS = ("implicit", "one_step", "unrolled")
 # The fields of a model that its rows keep
 KEPT = (
-    *("im_vector_field", "im_step_size", "im_initial_guess", "im_damping", "im_anderson_memory"),
+    "im_vector_field",
+    "im_step_size",
+    "im_initial_guess",
+    "im_damping",
+    "im_anderson_memory",
     "im_gradient_iterations",
 )
 # In units of plain BERT's evaluation of a layer. The backward of a tracked product is priced like an evaluation's.

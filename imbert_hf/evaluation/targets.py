@@ -51,7 +51,8 @@ GRADIENT: dict[str, Any] = {
 ADJOINT: dict[str, Any] = {"residuals": (1e-1, 1e-2, 1e-3), "most": 60}
 TRAPEZOIDAL = {"fixed_point": (1.10, (3,))}  # at theta 1/2
 
-FIELDS = {"im_theta": 1.0, "im_layers": "all", "im_gradient_iterations": None}  # of a model while it is measured
+# Of a model while it is measured; the adjoint has as many iterations as forward
+FIELDS = {"im_theta": 1.0, "im_layers": "all", "im_gradient_iterations": None}
 UNSOLVED = "no row of the batch has a converged solution"
 
 Limits = Mapping[str, tuple[float, Sequence[int]]]

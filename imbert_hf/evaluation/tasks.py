@@ -132,7 +132,7 @@ def _row(place: str, row: Any, task: Task) -> Row:
     for name in task.fields:
         if not isinstance(row.get(name), str):
             raise ValueError(f"{place}: {name!r} must be a text, got {row.get(name)!r}.")
-    if not any(row[name].strip() for name in task.fields):  # one of a pair may be: QQP has such rows
+    if not any(row[name].strip() for name in task.fields):  # one of a pair may be
         raise ValueError(f"{place}: {', '.join(task.fields)} must hold a text, got blanks.")
     label = row.get("label")
     if type(label) is not int or not 0 <= label < len(task.labels):
