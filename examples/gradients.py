@@ -19,10 +19,19 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging
 
-from imbert_hf import Anderson, FixedPoint, GradientDescent, IMBertModel, Implicit, OneStep, Unrolled, implicit_step
+from imbert_hf import (
+    Anderson,
+    FixedPoint,
+    GradientDescent,
+    IMBertModel,
+    Implicit,
+    OneStep,
+    ThetaMethod,
+    Unrolled,
+    implicit_step,
+)
 
 
-RELATION: dict[str, Any] = {"vector_field": "increment", "step_size": 1.0, "initial_guess": "explicit"}
 SOLVERS = {
     "fixed_point": FixedPoint(),
     "anderson": Anderson(),
@@ -45,9 +54,11 @@ class Masked(nn.Module):
         return self.layer(h, self.mask)
 
 
-def gradients(F: nn.Module, x: Tensor, v: Tensor, rows: Tensor, **setting) -> tuple[Tensor, Tensor, float]:
+def gradients(
+    F: nn.Module, x: Tensor, v: Tensor, rows: Tensor, method: ThetaMethod, **setting
+) -> tuple[Tensor, Tensor, float]:
     """Gradient of the input over all tokens, of the parameters, and the worst relative residual of `rows`."""
-    solution = implicit_step(F, x, **RELATION, **setting)
+    solution = implicit_step(F, x, method, initial_guess="explicit", **setting)
     grad_x, *grads = torch.autograd.grad(solution.value, (x, *F.parameters()), v)
     return grad_x.flatten(), torch.cat([g.flatten() for g in grads]), solution.residual[rows].max().item()
 
@@ -84,13 +95,13 @@ def main() -> None:
     for i, (layer, x) in enumerate(layers):
         F, x = Masked(layer, additive), x.detach().requires_grad_()
         v = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(i)) * mask[..., None]
-        common = {"theta": args.theta, "mask": mask}
+        method, common = ThetaMethod(args.theta), {"mask": mask}
         tight = Anderson(memory=10)
         best = {"solver": tight, "gradient": Implicit(150, tight), "iterations": 500, "tolerance": 1e-9, **common}
         with torch.no_grad():
-            converged = implicit_step(F, x, **RELATION, **best).converged
+            converged = implicit_step(F, x, method, initial_guess="explicit", **best).converged
         v = v * converged[:, None, None]
-        *exact, residual = gradients(F, x, v, converged, **best)
+        *exact, residual = gradients(F, x, v, converged, method, **best)
         residuals.setdefault("reference", []).append(f"{residual:.0e}")
         residuals.setdefault("sentences that converged", []).append(str(int(converged.sum())))
         for solver in SOLVERS:
@@ -100,6 +111,7 @@ def main() -> None:
                     x,
                     v,
                     converged,
+                    method,
                     solver=SOLVERS[solver],
                     gradient=gradient,
                     iterations=args.iterations,

@@ -27,7 +27,7 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from imbert_hf import Anderson, Unrolled, implicit_step
+from imbert_hf import Anderson, ThetaMethod, Unrolled, implicit_step
 from imbert_hf.evaluation.commands.stability import load_encoder
 from imbert_hf.evaluation.spectrum import Map
 from imbert_hf.evaluation.stability import PlainLayer
@@ -39,9 +39,7 @@ def steps(F: Map, x: Tensor) -> dict[str, Tensor | None]:
     solution = implicit_step(
         F,
         x,
-        vector_field="increment",
-        step_size=1.0,
-        theta=1.0,
+        ThetaMethod(),
         solver=Anderson(memory=10),
         gradient=Unrolled(),
         initial_guess="explicit",

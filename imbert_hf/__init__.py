@@ -9,7 +9,6 @@ from transformers import AutoConfig, AutoTokenizer, BertTokenizer, RobertaTokeni
 
 from . import modeling_electra_imbert, modeling_imbert, modeling_roberta_imbert
 from .callbacks import IMBertStatisticsCallback, ThetaScheduleCallback
-from .card_upload import send_cards
 from .configuration_imbert import IM_VERSION, IMBertConfig, IMElectraConfig, IMRobertaConfig
 from .gradients_imbert import Implicit, OneStep, Unrolled, implicit_step
 from .modeling_electra_imbert import (
@@ -39,14 +38,11 @@ from .modeling_roberta_imbert import (
     IMRobertaModel,
     IMRobertaPreTrainedModel,
 )
-from .saving import save_all_or_nothing
-from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution
+from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution, ThetaMethod
 
 
 __version__ = IM_VERSION
 
-send_cards()
-save_all_or_nothing()
 for config, models, tokenizer in (
     (IMBertConfig, modeling_imbert, BertTokenizer),
     (IMRobertaConfig, modeling_roberta_imbert, RobertaTokenizer),
@@ -90,6 +86,7 @@ __all__ = [
     "Implicit",
     "OneStep",
     "Solution",
+    "ThetaMethod",
     "ThetaScheduleCallback",
     "Unrolled",
     "implicit_step",

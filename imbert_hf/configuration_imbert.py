@@ -18,10 +18,11 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from transformers import BertConfig, ElectraConfig, PretrainedConfig, RobertaConfig
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto import tokenization_auto
 
 
-# The release of this code. Every travelling file names it, and a checkpoint's config the one that wrote it.
+# The release of this code; a checkpoint's config names the one that wrote it.
 IM_VERSION = "0.1.0"
 
 # transformers 5.0 opens the tokenizer of a model type that this table lacks as one without token types, in silence.
@@ -98,20 +99,25 @@ IM_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-def other_release(file: str, version: Any) -> str:
-    return (
-        f"{file} is of imbert_hf {version}, this code of {IM_VERSION}: results may differ. Load the checkpoint "
-        "with the code of its own release, or save it again to take this one's."
-    )
+def _bare(name: str) -> str:
+    return name.lower().replace("_", "").removeprefix("im")
 
 
-def refuse_unknown_im_names(names, owner: str = "IMBertConfig") -> None:
-    """Raises ValueError for the first of `names` that starts with "im_" and is no field of the config `owner`."""
+_BARE = {_bare(name): name for name in IM_FIELDS}
+
+
+def refuse_misspelt(names, owner: str, exactly: bool = False) -> None:
+    """Raises ValueError for the first of `names` that was meant for an im_ field of the config `owner` but is none.
+
+    That is one that begins with "im_", and unless `exactly` one that is a field but for prefix, case or underscores.
+    """
     for name in names:
-        if name.startswith("im_") and name not in IM_FIELDS and name != "im_version":
-            near = difflib.get_close_matches(name, IM_FIELDS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{name!r} is no field of {owner}: {hint}The fields are {', '.join(IM_FIELDS)}.")
+        near = None if exactly else _BARE.get(_bare(name))
+        if name in IM_FIELDS or name == "im_version" or not (near or name.startswith("im_")):
+            continue
+        near = near or next(iter(difflib.get_close_matches(name, IM_FIELDS, n=1)), None)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise ValueError(f"{name!r} is no field of {owner}: {hint}The fields are {', '.join(IM_FIELDS)}.")
 
 
 class ImplicitConfig(PretrainedConfig):
@@ -144,6 +150,7 @@ class ImplicitConfig(PretrainedConfig):
     _auto_class = "AutoConfig"
     keys_to_ignore_at_inference = ["past_key_values", "im_residuals", "im_iterations_used"]  # noqa: RUF012
     auto_map_of_family: ClassVar[dict[str, str]] = {}
+    model_class: ClassVar[Any] = None  # of the family, set where its models are defined: its file travels
 
     im_theta: float = 1.0
     im_layers: Any = (-1,)
@@ -166,14 +173,18 @@ class ImplicitConfig(PretrainedConfig):
         super().__init_subclass__(*args, **kwargs)
 
     def __init__(self, **kwargs):
-        refuse_unknown_im_names(kwargs, type(self).__name__)
+        refuse_misspelt(kwargs, type(self).__name__)
         im_values = {name: kwargs.pop(name, getattr(type(self), name)) for name in IM_FIELDS}
         found = kwargs.pop("model_type", None)  # of the to_dict() of the family's config, or of this one's
         if found not in (None, self.plain_model_type(), self.model_type):
             raise ValueError(f"model_type must be {self.plain_model_type()!r} or {self.model_type!r}, got {found!r}.")
         written_by = kwargs.pop("im_version", IM_VERSION)
         if written_by != IM_VERSION:
-            warnings.warn(other_release("config.json", written_by), stacklevel=2)
+            warnings.warn(
+                f"config.json is of imbert_hf {written_by}, this code of {IM_VERSION}: results may differ. Load the "
+                "checkpoint with the code of its own release, or save it again to take this one's.",
+                stacklevel=2,
+            )
         # Entries read from the Hub point to that repository; a saved copy must point to itself.
         auto_map = {**(kwargs.pop("auto_map", None) or {}), **self.auto_map_of_family}
         super().__init__(**kwargs)
@@ -204,7 +215,7 @@ class ImplicitConfig(PretrainedConfig):
         return cls(**{**preset, **kwargs})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        refuse_unknown_im_names([name], type(self).__name__)
+        refuse_misspelt([name], type(self).__name__, exactly=True)
         if name in IM_FIELDS:
             allowed, parse = IM_FIELDS[name]
             try:
@@ -224,7 +235,10 @@ class ImplicitConfig(PretrainedConfig):
 
         Raises ValueError where im_layers holds an index out of range or twice.
         """
-        n: int = self.num_hidden_layers  # type: ignore[attr-defined] # of the family
+        return self.implicit_layers_of(self.num_hidden_layers)  # type: ignore[attr-defined] # of the family
+
+    def implicit_layers_of(self, n: int) -> frozenset[int]:
+        """The same in an encoder of n layers."""
         if self.im_layers == "all":
             return frozenset(range(n))
         for i in self.im_layers:
@@ -241,16 +255,23 @@ class ImplicitConfig(PretrainedConfig):
             setattr(self, name, getattr(self, name))
         _ = self.implicit_layers
 
-    def save_pretrained(self, *args, **kwargs):
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As transformers', with the code of the family's models: every save of a model, whose ever, comes by here."""
         self.check_im_fields()  # im_layers may have been edited in place
-        return super().save_pretrained(*args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.model_class is not None:
+            custom_object_save(self.model_class, save_directory)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        # transformers hands an unknown keyword on to the model, or drops it
-        refuse_unknown_im_names(kwargs, cls.__name__)
-        config = super().from_dict(config_dict, **kwargs)
-        (config[0] if isinstance(config, tuple) else config).check_im_fields()
+        # What a caller misspells transformers hands on to the model, or drops; what a file holds is kept as it is.
+        refuse_misspelt(kwargs, cls.__name__)
+        file = {k: v for k, v in config_dict.items() if k in IM_FIELDS or k.startswith("im_") or _bare(k) not in _BARE}
+        config = super().from_dict(file, **kwargs)
+        made = config[0] if isinstance(config, tuple) else config
+        for name in config_dict.keys() - file.keys():
+            setattr(made, name, config_dict[name])
+        made.check_im_fields()
         return config
 
     @classmethod

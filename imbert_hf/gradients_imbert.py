@@ -1,51 +1,236 @@
 """The implicit step of one layer, and the ways to differentiate it.
 
-The theta method with step size gamma, for the input x and the output y of a layer F,
-
-    y = x + gamma [ (1 - theta) f(x) + theta f(y) ],    f(h) = F(h) - e h,
-
-is c y = b + s F(y) with b = x + gamma (1 - theta) f(x), s = gamma theta and c = 1 + e s (see solvers_imbert.py). By the
-implicit function theorem a cotangent v of y reaches b as w / c, and F's parameters through (s / c) w, where
+In the letters of solvers_imbert.py the step solves c y = b + s F(y). By the implicit function theorem a cotangent v of
+y reaches b as w / c, and F(y), for the parameters, as (s / c) w, where
 
     (I - (s / c) dF/dy)^T w = v.
 
 This file travels with every checkpoint: it imports torch, the standard library and its sisters alone.
 """
 
+import contextlib
+import copy
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
-from .fixed_map_imbert import (
-    FixedMap,
-    check_layer,
-    evaluation,
-    leaves_of,
-    refuse_sharded_parts,
-    saved_tensor_hooks_active,
+from .solvers_imbert import (
+    Anderson,
+    Evaluation,
+    Relation,
+    Solution,
+    Solver,
+    ThetaMethod,
+    iterate,
+    require,
+    solve,
+    solve_to,
 )
-from .solvers_imbert import Anderson, Evaluation, Relation, Solution, Solver, solve
 
 
-IM_VERSION = "0.1.0"
-
-# e of f(h) = F(h) - e h
-CARRY = {"increment": 1.0, "layer": 0.0}
 INITIAL_GUESSES = ("explicit", "previous")
+QUANTIZED = ("torch.ao.nn.quantized", "torch.nn.quantized")
+
+
+def functional() -> bool:
+    """Whether a compiler or a transform of torch.func records what runs: products are torch.func's there."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+class FixedMap:
+    """F as one fixed function: every evaluation in a forward is the first one again.
+
+    Each replays the random state of the first, so that all draw the same dropout masks, and leaves the state as it
+    found it; the first leaves what a plain call of the layer would leave.
+
+    Args:
+        layer: h -> F(h) of the same shape. Where an attribute `draws`, or else `training`, is false, nothing is
+            replayed, and where `selects` is true, layer.select(rows) is the same for some rows of the batch.
+        x: a tensor on the layer's device.
+    """
+
+    def __init__(self, layer: Any, x: Tensor):
+        self.layer = layer
+        self.random = getattr(layer, "draws", getattr(layer, "training", True))
+        self.device = x.device
+        self.state: tuple | None = None
+        self.autocast = torch.is_grad_enabled() and torch.amp.is_autocast_available(x.device.type)
+        self.autocast = self.autocast and torch.is_autocast_enabled(x.device.type)
+
+    def __call__(self, y: Tensor) -> Tensor:
+        if not self.autocast or torch.is_grad_enabled():
+            return self._replayed(y)
+        # A weight cast under no_grad must not stay in autocast's cache: a tracked evaluation would find it there,
+        # without its gradient.
+        kind = self.device.type
+        with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False):
+            return self._replayed(y)
+
+    def _replayed(self, y: Tensor) -> Tensor:
+        if not self.random:
+            return self.layer(y)
+        outer = self._get_state()
+        if self.state is None:
+            self.state = outer
+            return self.layer(y)
+        self._set_state(self.state)
+        try:
+            return self.layer(y)
+        finally:
+            self._set_state(outer)
+
+    def select(self, rows: Tensor) -> "FixedMap":
+        """The map for the rows of the batch that `rows` (n,) names."""
+        part = copy.copy(self)
+        part.layer = self.layer.select(rows)
+        return part
+
+    def _get_state(self) -> tuple:
+        cpu = torch.get_rng_state()
+        if self.device.type in ("cpu", "meta"):
+            return (cpu,)
+        return cpu, torch.get_device_module(self.device).get_rng_state(*self._where)
+
+    def _set_state(self, state: tuple) -> None:
+        torch.set_rng_state(state[0])
+        for other in state[1:]:
+            torch.get_device_module(self.device).set_rng_state(other, *self._where)
+
+    @property
+    def _where(self) -> tuple:
+        return () if self.device.type == "mps" else (self.device,)  # of which there is one
+
+
+class _Keep(torch.autograd.Function):
+    """Saves `t` through the hooks that are active: its node unpacks it again."""
+
+    @staticmethod
+    def forward(ctx, anchor, t):
+        ctx.save_for_backward(t)
+        return anchor.view_as(anchor)
+
+    @staticmethod
+    def backward(ctx, v):
+        return v, None
+
+
+class Held:
+    """Where saved-tensor hooks are active, keeps what a graph saves at hand while products need it.
+
+    A checkpoint would run its whole region again for every product, and an offload move every tensor. So each tensor
+    goes to their hooks and stays here too, until `release`, after which it comes from them; `restore` fetches all of
+    them once, for the products of backward. Without hooks around nothing happens.
+
+    Args:
+        outer: False hides the graph from the hooks: it is used within the forward alone.
+    """
+
+    def __init__(self, outer: bool = True):
+        self.outer = outer
+        self.slots: list[list] = []  # [what _Keep returned, tensor at hand or None]
+
+    @contextlib.contextmanager
+    def _packing(self):
+        known, outer = {"slots": self.slots}, self.outer
+
+        def pack(t):
+            kept, t = None, t.data  # a detached tensor would hold its base, and that the graph
+            if outer:
+                known["hooks"].__exit__()  # the hooks around are active now
+                try:
+                    with torch.enable_grad():
+                        kept = _Keep.apply(torch.empty(0, requires_grad=True), t)
+                finally:
+                    known["hooks"].__enter__()
+            known["slots"].append([kept, t])
+            return known["slots"][-1]
+
+        known["hooks"] = saved_tensors_hooks(pack, _unpack)
+        try:
+            with known["hooks"]:
+                yield
+        finally:
+            known.clear()  # `pack` lives as long as the graph: it would hold all of that, and itself
+
+    def __call__(self):
+        inactive = functional() or not _saved_tensor_hooks_active()
+        return contextlib.nullcontext() if inactive else self._packing()
+
+    def release(self) -> None:
+        for slot in self.slots:
+            slot[1] = None
+
+    def restore(self) -> None:
+        for slot in self.slots:
+            slot[1] = _unpack(slot)
+        self.slots.clear()  # from now on the graph alone holds them
+
+
+def _unpack(slot: list) -> Tensor:
+    return slot[0].grad_fn.saved_tensors[0] if slot[1] is None else slot[1]
+
+
+def _saved_tensor_hooks_active() -> bool:
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("probe"):
+            return False
+    except RuntimeError:
+        return True
+
+
+def _product(Fy: Any, y: Any, u: Tensor, **options) -> Tensor:
+    """(dF/dy)^T u by autograd, of tensors or their gradient edges."""
+    kind = u.device.type
+    plain = contextlib.nullcontext()
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        plain = torch.autocast(kind, enabled=False)  # type: ignore[assignment] # a backward pass casts nothing
+    with plain:
+        return torch.autograd.grad(Fy, y, u, materialize_grads=True, **options)[0]
+
+
+def _with_pullback(F: FixedMap, y: Tensor, keep: bool = False) -> Evaluation:
+    """F(y) and u -> (dF/dy)^T u, under no_grad and inference_mode too; differentiable in grad mode.
+
+    keep: the graph will be used again.
+    """
+    if functional():
+        Fy, pullback, *_ = torch.func.vjp(F, y)
+        return Evaluation(Fy, lambda u: pullback(u)[0])
+    if torch.is_grad_enabled():
+        y = y if y.requires_grad else y.detach().requires_grad_()
+        Fy = F(y)
+        return Evaluation(Fy, lambda u: _product(Fy, y, u, create_graph=not keep, retain_graph=True))
+    inference = torch.is_inference_mode_enabled()
+    with torch.inference_mode(False), torch.enable_grad(), Held(outer=False)():
+        leaf = (y.clone() if inference else y.detach()).requires_grad_()
+        Fleaf = F(leaf)
+
+    def product(u):
+        with torch.inference_mode(False):
+            return _product(Fleaf, leaf, u.clone() if inference else u)
+
+    return Evaluation(Fleaf.detach(), product)
 
 
 class _Carry(torch.autograd.Function):
     """`value`, with the gradient handed to each of `carriers`, times its weight."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, value, weights, *carriers):
-        ctx.weights = weights
+    def forward(value, weights, *carriers):
         return value.detach()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.weights = inputs[1]
 
     @staticmethod
     def backward(ctx, v):
@@ -60,39 +245,37 @@ class _Problem:
     x: Tensor
     relation: Relation
     solver: Solver
-    guess: Tensor | None  # this and the next until the solve takes them: they are not held beside later iterates
-    first: Evaluation | None  # at the guess, where there is one
+    guess: Tensor
     iterations: int
     tolerance: float
-    parameters: tuple[Tensor, ...]  # what F depends on beside its input; known where the gradient mode asks for it
 
     def evaluate(self, y: Tensor, last: bool = False, rows: Tensor | None = None) -> Evaluation:
-        if rows is None or len(rows) == len(y) or not self.F.selects:
-            return evaluation(self.F, y, self.solver.needs_pullback)
-        Fy, pullback = evaluation(self.F.select(rows), y[rows], self.solver.needs_pullback)
+        F = self.F
+        # Not where others would draw their masks, nor within a graph.
+        if rows is None or len(rows) == len(y) or F.random or torch.is_grad_enabled():
+            return _with_pullback(F, y) if self.solver.needs_pullback else Evaluation(F(y))
+        if not getattr(F.layer, "selects", False):
+            return self.evaluate(y)
+        part = replace(self, F=F.select(rows)).evaluate(y[rows])
 
-        def whole(part: Tensor) -> Tensor:
-            return y.index_copy(0, rows, part.to(y.dtype))
+        def whole(t: Tensor) -> Tensor:
+            return y.index_copy(0, rows, t.to(y.dtype))
 
-        return whole(Fy), None if pullback is None else lambda u: whole(pullback(u[rows]))
+        pullback = part.pullback
+        return Evaluation(whole(part.Fy), None if pullback is None else lambda u: whole(pullback(u[rows])))
 
-    def solve(self, evaluate: Callable[[Tensor, bool, Tensor | None], Evaluation]) -> Solution:
-        take = self._take
-        return solve(
-            self.relation, evaluate, self.solver, take("guess"), take("first"), self.iterations, self.tolerance
-        )
-
-    def _take(self, name: str) -> Any:
-        value = getattr(self, name)
-        setattr(self, name, None)
-        return value
+    def solve(self, evaluate: Callable[..., Evaluation] | None = None) -> Solution:
+        problem = (self.relation, evaluate or self.evaluate, self.solver, self.guess, self.iterations)
+        if not self.tolerance:
+            return solve(*problem)
+        return solve_to(*problem, self.tolerance, on_host=not (functional() or torch.jit.is_tracing()))
 
 
 class Gradient(Protocol):
     """What implicit_step asks of a gradient mode."""
 
     unrolled: bool  # whether every iteration is part of the graph
-    needs_parameters: bool  # whether it asks for _Problem.parameters
+    products: bool  # whether backward takes products with a graph of the layer
 
     def solve(self, problem: _Problem) -> Solution:
         """The solution, differentiable. Called in grad mode only."""
@@ -105,19 +288,23 @@ class Unrolled:
     With gradient_descent this differentiates F twice, which fused attention kernels do not support.
     """
 
-    unrolled = True
-    needs_parameters = False
+    unrolled, products = True, False
 
     def solve(self, problem):
-        return problem.solve(problem.evaluate)
+        held = Held()
+        with held() if problem.solver.needs_pullback else contextlib.nullcontext():
+            solution = problem.solve()
+        held.release()
+        return solution
 
 
 @dataclass(frozen=True)
 class Implicit:
     """Implicit function theorem at the value returned: solves (I - (s / c) dF/dy)^T w = v in backward, from w = c v.
 
-    Costs one re-evaluation of F, `iterations` vector-Jacobian products and one for the parameters; memory does not grow
-    with the iterations of either solve. A second derivative through it is refused.
+    Costs one evaluation of F at the value, whose graph is kept, and `iterations` vector-Jacobian products and one for
+    the parameters in backward; memory does not grow with the iterations of either solve. The layer, its mode, hooks and
+    adapters are those of the forward. A second derivative through it is refused.
 
     Args:
         iterations: vector-Jacobian products of the adjoint solve; None: the iterations of the forward solve.
@@ -125,89 +312,88 @@ class Implicit:
     """
 
     iterations: int | None = None
-    solver: Solver = Anderson()  # noqa: RUF009 - frozen
-    unrolled = False
-    needs_parameters = True
+    solver: Solver = field(default_factory=Anderson)
+    unrolled, products = False, True
 
     def __post_init__(self):
-        if self.iterations is not None and not (isinstance(self.iterations, int) and self.iterations >= 0):
-            raise ValueError(f"iterations must be an integer >= 0 or None, got {self.iterations!r}.")
-        if self.solver.needs_pullback:
-            raise ValueError(f"solver must be FixedPoint or Anderson for the adjoint relation, got {self.solver!r}.")
+        ok = self.iterations is None or (isinstance(self.iterations, int) and self.iterations >= 0)
+        require(ok, "iterations must be an integer >= 0 or None", self.iterations)
+        ok = not self.solver.needs_pullback
+        require(ok, "solver must be FixedPoint or Anderson for the adjoint relation", self.solver)
 
     def solve(self, problem):
         with torch.no_grad():
-            solution = problem.solve(problem.evaluate)
-        if saved_tensor_hooks_active():
-            problem.F.masks = None  # a checkpoint, which will solve anew, is not to hold them
+            solution = problem.solve()
+        relation, F, value = problem.relation, problem.F, solution.value
         iterations = problem.iterations if self.iterations is None else self.iterations
-        b, s, c, mask = (getattr(problem.relation, name) for name in ("b", "s", "c", "mask"))
-        solve_adjoint = partial(_solve_adjoint, s, c, mask, self.solver, iterations)
-        if torch.compiler.is_compiling():
-            # torch.autograd.grad, which goes on to the parameters, would break the graph. They have their gradient from
-            # an evaluation here, which the compiler shares with the one in backward.
-            carriers: tuple[Tensor, ...] = (problem.F(solution.value),)
-            adjoint = partial(_adjoint_in_graph, problem.F, s, c, solve_adjoint)
+        adjoint: Any = partial(_solve_adjoint, relation.s, relation.c, relation.padding, self.solver, iterations)
+        if functional():  # where no graph is at hand: F is evaluated again, which a compiler sees and shares
+            Fy = F(value)
+            adjoint = partial(_by_transform, F, value, adjoint)
         else:
-            carriers = problem.parameters
-            adjoint = partial(_adjoint, problem.F, carriers, s, c, solve_adjoint)
-        value = _ImplicitGradient.apply(solution.value, b, adjoint, *carriers)
-        return replace(solution, value=value)
-
-
-def _solve_adjoint(s, c, mask, solver, iterations, pullback, v) -> Tensor:
-    """w of (I - (s / c) dF/dy)^T w = v, where `pullback` is u -> (dF/dy)^T u."""
-
-    def evaluate(w, last, rows):
-        return pullback(w), None
-
-    solution = solve(Relation(v, s / c, 1.0, mask), evaluate, solver, c * v, None, iterations, tolerance=0.0)
-    # An overflow shows as in any backward pass: loss scaling of float16 relies on it.
-    finite = solution.finite.view([-1] + [1] * (v.dim() - 1))
-    return torch.where(finite, solution.value, torch.nan)
-
-
-def _adjoint(F, parameters, s, c, solve_adjoint, y, v) -> tuple[Tensor | None, ...]:
-    """Gradients of b and of the parameters from the cotangent v of the solution y."""
-    F.drop_masks = True
-    with torch.enable_grad():
-        leaf = y.detach().requires_grad_()
-        Fy = F(leaf)
-
-    def pullback(u):
-        return torch.autograd.grad(Fy, leaf, u, retain_graph=True, materialize_grads=True)[0]
-
-    w = solve_adjoint(pullback, v)
-    if not parameters:
-        return (w / c,)
-    grads = torch.autograd.grad(Fy, parameters, (s / c) * w, retain_graph=True, allow_unused=True)
-    if all(grad is None for grad in grads):
-        raise RuntimeError(
-            "The layer's parameters were replaced between forward and backward, as torch.func.functional_call does; "
-            "use the gradient mode 'unrolled' or 'one_step' there."
+            held, leaf = Held(), value.detach().requires_grad_()
+            leaf.register_post_accumulate_grad_hook(_drop_grad)
+            with held():
+                Fy = F(leaf)
+            held.release()
+            reported = [weakref.ref(t) for t in getattr(F.layer, "reported", ())]
+            adjoint = partial(_by_graph, get_gradient_edge(Fy), get_gradient_edge(leaf), held, reported, adjoint)
+        detached = Fy.detach()
+        return replace(
+            solution,
+            value=_Solved.apply(value, relation.b_over_c, Fy, relation.s / relation.c, adjoint),
+            measure=lambda y: relation.relative_residual(y, detached),
         )
-    return w / c, *grads
 
 
-def _adjoint_in_graph(F, s, c, solve_adjoint, y, v) -> tuple[Tensor | None, ...]:
-    """Gradients of b and of F(y) from the cotangent v of the solution y."""
-    _, pullback, *_ = torch.func.vjp(F, y)
-    w = solve_adjoint(lambda u: pullback(u)[0], v)
-    return w / c, (s / c) * w
+def _drop_grad(leaf: Tensor) -> None:
+    leaf.grad = None
 
 
-class _ImplicitGradient(torch.autograd.Function):
+class _Solved(torch.autograd.Function):
+    """The solution, whose cotangent v becomes w for b / c and (s / c) w for F(y)."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, value, b, adjoint, *carriers):
-        ctx.save_for_backward(value)
-        ctx.adjoint = adjoint  # holds the parameters: checkpointing would hand saved ones back as detached copies
+    def forward(value, b, Fy, weight, adjoint):
         return value.detach()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.weight, ctx.adjoint = inputs[3:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v):
-        grad_b, *grads = ctx.adjoint(*ctx.saved_tensors, v)
-        return None, grad_b, None, *grads
+        w = ctx.adjoint(v)
+        return None, w, ctx.weight * w, None, None
+
+
+def _by_graph(Fy, leaf, held, reported, adjoint, v) -> Tensor:
+    """The adjoint solve with products by the graph that the forward kept, from F(y) to its leaf y."""
+    held.restore()
+    # A product hands its cotangents to tensors that retain their gradient too: attentions, where they are returned.
+    grads = [(t, t.grad) for t in (ref() for ref in reported) if t is not None and t.retains_grad]
+    w = adjoint(lambda u: _product(Fy, leaf, u, retain_graph=True), v)
+    for t, grad in grads:
+        t.grad = grad
+    return w
+
+
+def _by_transform(F, y, adjoint, v) -> Tensor:
+    """The adjoint solve with products by torch.func."""
+    _, pullback, *_ = torch.func.vjp(F, y)
+    return adjoint(lambda u: pullback(u)[0], v)
+
+
+def _solve_adjoint(s, c, padding, solver, iterations, pullback, v) -> Tensor:
+    """w of (I - (s / c) dF/dy)^T w = v, where `pullback` is u -> (dF/dy)^T u.
+
+    An overflow shows as in any backward pass: loss scaling of float16 relies on it.
+    """
+    relation = Relation(v, s / c, 1.0, padding)
+    return iterate(relation, lambda w, last: Evaluation(pullback(w)), solver, c * v, iterations)
 
 
 @dataclass(frozen=True)
@@ -219,65 +405,46 @@ class OneStep:
     attention would hand no gradient from one token to another.
     """
 
-    unrolled = False
-    needs_parameters = False
+    unrolled, products = False, False
 
     def solve(self, problem):
-        relation = problem.relation
-        along = (1 / relation.c,)
-        # With the guess "previous" and theta < 1 the one evaluation of a single iteration is F(x), tracked already.
-        single = problem.first is not None and problem.iterations == 1 and problem.tolerance == 0
-        tracked = problem.first[0] if single else None
+        relation, guess, held = problem.relation, problem.guess, Held()
+        along: tuple[float] = (1 / relation.c,)
+        tracked: Any = None
+        finite: Any = None
 
-        def evaluate(y, last, rows):
-            nonlocal tracked
+        def evaluate(y, last, rows=None):
+            nonlocal tracked, finite
             if not last:
                 return problem.evaluate(y, last, rows)
+            finite = relation.finite(y)
+            y = torch.where(finite, y, guess)  # what such an example returns, and is to be differentiated at
             with torch.enable_grad():
                 moving = _Carry.apply(y, along, problem.x)
-                if problem.solver.needs_pullback and saved_tensor_hooks_active():
-                    tracked = problem.F(moving)  # one evaluation more: the graph of a product stays out of a checkpoint
-                    return problem.evaluate(y)
-                problem.F.drop_masks = True
-                tracked, pullback = problem.evaluate(moving)
-            return tracked.detach(), pullback
+                if not problem.solver.needs_pullback:
+                    tracked = problem.F(moving)
+                    return Evaluation(tracked.detach())
+                with held():
+                    tracked, pullback = _with_pullback(problem.F, moving, keep=True)
+            return Evaluation(tracked.detach(), pullback)
 
         with torch.no_grad():
             solution = problem.solve(evaluate)
+        held.release()
         if tracked is None:
             tracked = problem.F(_Carry.apply(solution.value, along, problem.x))
-        value = _Carry.apply(solution.value, (1 / relation.c, relation.s), relation.b, tracked)
+        else:
+            value, solved = torch.where(finite, solution.value, guess), solution.solved & finite
+            solution = replace(solution, value=value, solved=solved)
+        value = _Carry.apply(solution.value, (1.0, relation.s), relation.b_over_c, tracked)
         return replace(solution, value=value)
-
-
-class _Recomputed(torch.autograd.Function):
-    """run(x), which backward runs again with a graph: checkpointing for a solve that differentiates inside itself.
-
-    Nothing is saved through autograd's hooks, so that an outer non-reentrant checkpoint has nothing to recompute: its
-    own way would run the whole solve again for every product inside it.
-    """
-
-    @staticmethod
-    def forward(ctx, run, x, *parameters):
-        ctx.run, ctx.x, ctx.parameters = run, x.detach(), parameters
-        return run(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, v):
-        with torch.enable_grad():
-            x = ctx.x.requires_grad_()
-            value = ctx.run(x)
-        return None, *torch.autograd.grad(value, (x, *ctx.parameters), v, allow_unused=True)
 
 
 def implicit_step(
     layer: Callable[[Tensor], Tensor],
     x: Tensor,
+    method: ThetaMethod,
     *,
-    vector_field: str,
-    step_size: float,
-    theta: float,
     solver: Solver,
     gradient: Gradient,
     initial_guess: str,
@@ -296,9 +463,7 @@ def implicit_step(
             With a true attribute `selects` it has a method select(rows) that gives the same for some examples, by
             their indices (n,): those that reached the tolerance are then evaluated no more, outside of a graph.
         x: (batch, length, width), floating point.
-        vector_field: "increment", f(h) = F(h) - h, or "layer", f(h) = F(h).
-        step_size: gamma > 0.
-        theta: 0 explicit Euler to 1 implicit Euler.
+        method: the equation: theta, step size and vector field.
         solver: FixedPoint, Anderson or GradientDescent.
         gradient: Unrolled, Implicit or OneStep. With 0 iterations or theta 0 nothing is solved, and the expression is
             differentiated directly.
@@ -308,94 +473,99 @@ def implicit_step(
         mask: (batch, length), nonzero for real tokens; None: all are.
 
     Returns:
-        Solution. F is evaluated iterations + 1 times with guess "explicit" and max(iterations, 1) times with "previous"
-        at tolerance 0; gradient_descent adds `iterations` vector-Jacobian products.
+        Solution. F is evaluated iterations + 1 times at tolerance 0, and max(iterations, 1) times with the guess
+        "previous" and theta 1; once more in grad mode with Implicit, or with "previous" and an x without gradient.
+        gradient_descent adds `iterations` vector-Jacobian products.
 
     Raises:
         ValueError: an argument outside what is listed above.
     """
-    _check(x, vector_field, step_size, theta, initial_guess, iterations, tolerance, mask)
-    # What F depends on beside its input: a module tells; for another callable it is found where it is needed.
-    parameters = None
-    if torch.is_grad_enabled() and hasattr(layer, "parameters"):
-        parameters = tuple(p for p in layer.parameters() if p.requires_grad)
-        if solver.needs_pullback or gradient.needs_parameters:
-            refuse_sharded_parts(layer.modules())  # type: ignore[attr-defined]
-    tracked = torch.is_grad_enabled() and (x.requires_grad or parameters != ())
-    if iterations > 0 and theta > 0 and not x.is_meta:
-        check_layer(layer, parameters, solver.needs_pullback)
-    with torch.set_grad_enabled(tracked):
-        F = FixedMap(layer, x)
-        mask = None if mask is None else mask.bool()
-
-        def step(x: Tensor) -> Solution:
-            carry = CARRY[vector_field]
-
-            def euler(Fx: Tensor, a: float) -> Tensor:  # x + a f(x)
-                return torch.add(x * (1 - carry * a), Fx, alpha=a)
-
-            graph = torch.is_grad_enabled()
-            s, previous = step_size * theta, initial_guess == "previous"
-            solved = iterations > 0 and theta > 0
-            first: Any = None
-            b = guess = entry = x
-            search = parameters is None and graph and solved and gradient.needs_parameters
-            if search or not (solved and previous and theta == 1):  # else F(x) is evaluated by the first iteration
-                entry = _Carry.apply(x.detach(), (1.0,), x) if search else x
-                with torch.set_grad_enabled(graph and (search or not solved or theta < 1 or gradient.unrolled)):
-                    first = evaluation(F, entry, solved and previous and solver.needs_pullback)
-                b = x if theta == 1 else euler(first[0], step_size * (1 - theta))
-                guess = x if previous else euler(first[0], step_size)
-            relation = Relation(b, s, 1 + carry * s, mask)
-            if not solved:
-                return _explicit(F, relation, b if theta == 0 else guess, tolerance)
-            found = leaves_of(first[0], entry.grad_fn) if search else parameters
-            first = first if previous else None
-            problem = _Problem(F, x, relation, solver, guess, first, iterations, tolerance, found or ())
-            del guess, first
-            return gradient.solve(problem) if graph else problem.solve(problem.evaluate)
-
-        if not (tracked and gradient.unrolled and solver.needs_pullback and saved_tensor_hooks_active()):
-            return step(x)
-        solutions: list[Solution] = []
-
-        def run(x: Tensor) -> Tensor:
-            solution = step(x)
-            if not solutions:  # the recomputed one holds a graph
-                solutions.append(solution)
-            return solution.value
-
-        if parameters is None:
-            parameters = leaves_of(F(x.detach()))
-        value = _Recomputed.apply(run, x, *parameters)
-        return replace(solutions[0], value=value)
+    guesses = list(INITIAL_GUESSES)
+    require(initial_guess in guesses, f"initial_guess must be one of {guesses}", initial_guess)
+    require(isinstance(iterations, int) and iterations >= 0, "iterations must be an integer >= 0", iterations)
+    require(0 <= tolerance < float("inf"), "tolerance must be a finite number >= 0", tolerance)
+    shape, ok = tuple(x.shape), x.dim() >= 2 and x.is_floating_point()
+    require(ok, "x must be a floating point tensor (batch, length, width)", f"{x.dtype} of shape {shape}")
+    ok = mask is None or mask.shape == shape[:-1]
+    require(ok, f"mask must have the shape {shape[:-1]} of x without its width", mask is None or tuple(mask.shape))
+    padding = None if mask is None else (mask == 0)[..., None]
+    return checked_step(layer, x, method, solver, gradient, initial_guess, iterations, tolerance, padding)
 
 
-def _explicit(F: FixedMap, relation: Relation, value: Tensor, tolerance: float) -> Solution:
-    """The Solution of a step that has nothing to solve."""
-    steps = torch.zeros(value.shape[:1], dtype=torch.int64, device=value.device)
+def checked_step(layer, x, method, solver, gradient, initial_guess, iterations, tolerance, padding) -> Solution:
+    """implicit_step with arguments that are right, and the padding (batch, length, 1) for its mask."""
+    F, (s, c), explicit = FixedMap(layer, x), method.weights, initial_guess == "explicit"
+    if s == 0 or iterations == 0:
+        Fx = F(x)  # with the guess "previous" for the attentions and the random state that it leaves
 
-    def measure() -> Tensor:
-        return relation.relative_residual(value, F(value) if relation.s else torch.zeros_like(value))
+        def measure(y: Tensor) -> Tensor:
+            b = method.euler(x, Fx, method.step_size - s)
+            return Relation(b, s, c, padding).relative_residual(y, F(y) if s else y)
 
-    return Solution(value, steps, relation.norm(value).isfinite(), tolerance, measure)
+        value = method.euler(x, Fx, method.step_size) if s == 0 or explicit else x
+        return Solution(value, 0, None, tolerance, measure)
+    _refuse(layer, x, solver, gradient)
+    graph = torch.is_grad_enabled()
+    if explicit or method.theta < 1 or (graph and not x.requires_grad):
+        # Where x has no gradient F(x) tells whether F itself has: a frozen layer builds no graph.
+        with _grad_mode(graph and (method.theta < 1 or gradient.unrolled or not x.requires_grad)):
+            Fx = F(x)
+        graph = graph and (x.requires_grad or Fx.requires_grad)
+        if method.theta == 1 and not gradient.unrolled:
+            Fx = Fx.detach()
+    with _grad_mode(graph):
+        b = x if method.theta == 1 else method.euler(x, Fx, method.step_size - s)
+        guess = method.euler(x, Fx, method.step_size) if explicit else x
+        problem = _Problem(F, x, Relation(b, s, c, padding), solver, guess, iterations, tolerance)
+        return gradient.solve(problem) if graph else problem.solve()
 
 
-def _check(x, vector_field, step_size, theta, initial_guess, iterations, tolerance, mask) -> None:
-    for name, value, ok, allowed in (
-        ("vector_field", vector_field, vector_field in CARRY, f"one of {list(CARRY)}"),
-        ("initial_guess", initial_guess, initial_guess in INITIAL_GUESSES, f"one of {list(INITIAL_GUESSES)}"),
-        ("step_size", step_size, 0 < step_size < float("inf"), "a finite number > 0"),
-        ("theta", theta, 0 <= theta <= 1, "a number from 0 to 1"),
-        ("iterations", iterations, isinstance(iterations, int) and iterations >= 0, "an integer >= 0"),
-        ("tolerance", tolerance, 0 <= tolerance < float("inf"), "a finite number >= 0"),
-    ):
-        if not ok:
-            raise ValueError(f"{name} must be {allowed}, got {value!r}.")
-    if x.dim() < 2 or not x.is_floating_point():
-        shape = tuple(x.shape)
-        raise ValueError(f"x must be a floating point tensor (batch, length, width), got {x.dtype} of shape {shape}.")
-    if mask is not None and mask.shape != x.shape[:-1]:
+def _grad_mode(wanted: bool):
+    return torch.set_grad_enabled(wanted) if torch.is_grad_enabled() != wanted else contextlib.nullcontext()
+
+
+def _refuse(layer: Any, x: Tensor, solver: Solver, gradient: Gradient) -> None:
+    """Raises ValueError for a layer that cannot be solved for, or differentiated, as asked."""
+    inside, graph = solver.needs_pullback, torch.is_grad_enabled()
+    if x.is_meta or not (graph or inside):
+        return
+    modules = list(getattr(layer, "modules", list)())
+    weights = [p for module in modules for p in module._parameters.values() if p is not None]
+    training, kind = getattr(layer, "training", True), getattr(layer, "attention", "eager")
+    # Offloaded weights are on the meta device, and elsewhere only while the module that holds them runs.
+    if graph and training and any(p.is_meta and p.requires_grad for p in weights):
         raise ValueError(
-            f"mask must have the shape {tuple(x.shape[:-1])} of x without its width, got {tuple(mask.shape)}."
+            "A layer whose weights are offloaded (device_map) cannot be trained: they would get no gradient. Keep it "
+            "in memory, or freeze it."
         )
+    # Sharded parts hold their weights within their own call alone, and products would call for them out of turn.
+    parts = [type(m).__name__.removeprefix("FSDP") for m in modules if hasattr(m, "set_reshard_after_forward")]
+    if parts and graph and (inside or gradient.products):
+        raise ValueError(
+            f"fully_shard was called on {parts[0]}, a part of an implicit layer; the solver gradient_descent and the "
+            "gradient mode 'implicit' need the weights of a layer together. Call it on whole layers, or take "
+            "fixed_point or anderson with 'one_step' or 'unrolled'."
+        )
+    # In training, whether a graph is recorded or not: reentrant checkpointing runs both with the same kernels.
+    if inside and gradient.unrolled and (graph or training) and kind not in ("eager", "sdpa"):
+        raise ValueError(
+            f"attn_implementation {kind!r} has no second derivative, which im_solver 'gradient_descent' with "
+            "im_gradient 'unrolled' needs in training; use 'sdpa' or 'eager', or another im_gradient."
+        )
+    recorder = "torch.jit.trace" if torch.jit.is_tracing() else "torch.export"
+    recorded = torch.jit.is_tracing() or getattr(torch.compiler, "is_exporting", bool)()  # not in torch 2.6
+    for refused, why in (
+        (any(p.is_meta for p in weights), "which accelerate cannot do with weights that it offloads (device_map)"),
+        (
+            not functional() and any(p.is_inference() for p in weights),
+            "and weights made under torch.inference_mode have no derivative",
+        ),
+        (any(type(m).__module__.startswith(QUANTIZED) for m in modules), "and quantized modules have no derivative"),
+        (kind == "flex_attention" and x.device.type == "cpu", f"and {kind!r} has no derivative on a CPU"),
+        (recorded, f"which {recorder} cannot record"),
+    ):
+        if inside and refused:
+            raise ValueError(
+                f"im_solver 'gradient_descent' differentiates a layer inside the forward, {why}; use 'fixed_point' or "
+                "'anderson'."
+            )

@@ -1,15 +1,17 @@
-"""Solvers of the implicit relation of one layer, and the one loop that runs them.
+"""The implicit relation of one layer, its solvers, and the loops that run them.
 
-With b and s from the theta method (see gradients_imbert.py) and f(h) = F(h) - e h, where e = 1 is the "increment" and
-e = 0 the "layer" field, the relation y = b + s f(y) reads
+The theta method with step size gamma, for the input x and the output y of a layer F,
 
-    c y = b + s F(y),    c = 1 + e s,
+    y = x + gamma [ (1 - theta) f(x) + theta f(y) ],    f(h) = F(h) - e h,
 
-its residual r(y) = c y - b - s F(y), and its fixed-point map g(y) = (b + s F(y)) / c, so that r = c (y - g). Everything
-below is written in b, s and c, and so serves both fields, and the linear adjoint relation of the implicit gradient too.
+where e = 1 is the "increment" and e = 0 the "layer" field, is
 
-A solver is a frozen object that supplies `init` and `step`. The loop owns counting, tolerance, the best iterate and the
-check for non-finite values, each per example and over real tokens only, so that no prediction depends on batch-mates or
+    c y = b + s F(y),    b = x + gamma (1 - theta) f(x),    s = gamma theta,    c = 1 + e s,
+
+with the residual r(y) = c y - b - s F(y) and the fixed-point map g(y) = (b + s F(y)) / c, so that r = c (y - g).
+Everything below is written in b, s and c, and so serves both fields, and the linear adjoint relation of the implicit
+gradient too. A solver is a frozen object that supplies `init` and `step`; a loop owns counting, tolerance and the check
+for non-finite values, each per example and over real tokens only, so that no prediction depends on batch-mates or
 padding.
 
 This file travels with every checkpoint: it imports torch and the standard library alone.
@@ -18,80 +20,118 @@ This file travels with every checkpoint: it imports torch and the standard libra
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 
-IM_VERSION = "0.1.0"
-
-# F(y), and where a solver asks for it the map u -> (dF/dy)^T u.
-Evaluation = tuple[Tensor, Callable[[Tensor], Tensor] | None]
+# e of f(h) = F(h) - e h
+VECTOR_FIELDS = {"increment": 1.0, "layer": 0.0}
 
 
-@dataclass(eq=False)
+def require(ok: bool, what: str, value: Any) -> None:
+    if not ok:
+        raise ValueError(f"{what}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class ThetaMethod:
+    """y = x + gamma [(1 - theta) f(x) + theta f(y)], f(h) = F(h) - e h.
+
+    Args:
+        theta: 0 explicit Euler to 1 implicit Euler.
+        step_size: gamma > 0.
+        vector_field: "increment", f(h) = F(h) - h, or "layer", f(h) = F(h).
+    """
+
+    theta: float = 1.0
+    step_size: float = 1.0
+    vector_field: str = "increment"
+
+    def __post_init__(self):
+        fields = list(VECTOR_FIELDS)
+        require(0 <= self.theta <= 1, "theta must be a number from 0 to 1", self.theta)
+        require(0 < self.step_size < float("inf"), "step_size must be a finite number > 0", self.step_size)
+        require(self.vector_field in fields, f"vector_field must be one of {fields}", self.vector_field)
+
+    @property
+    def carry(self) -> float:
+        """e."""
+        return VECTOR_FIELDS[self.vector_field]
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """s and c of c y = b + s F(y)."""
+        s = self.step_size * self.theta
+        return s, 1 + self.carry * s
+
+    def euler(self, x: Tensor, Fx: Tensor, a: float) -> Tensor:
+        """x + a f(x); with "increment" and a = 1 it is F(x) itself."""
+        kept = 1 - self.carry * a
+        if kept == 0 and a == 1:
+            return Fx
+        return torch.add(x if kept == 1 else x * kept, Fx, alpha=a)
+
+
+class Evaluation(NamedTuple):
+    """F(y), and where a solver asks for it the map u -> (dF/dy)^T u."""
+
+    Fy: Tensor
+    pullback: Callable[[Tensor], Tensor] | None = None
+
+
 class Relation:
-    """c y = b + s F(y).
+    """c y = b + s F(y). What it measures of an example has the shape (batch, 1, 1), to scale what it was measured of.
 
     Args:
         b: (batch, length, width), the explicit part.
         s: weight of F.
         c: weight of y.
-        mask: (batch, length), True for real tokens; None: all are.
+        padding: (batch, length, 1), True for padded tokens; None: there are none.
     """
 
-    b: Tensor
-    s: float
-    c: float
-    mask: Tensor | None = None
-
-    def __post_init__(self):
-        self._padding = None if self.mask is None else ~self.mask
+    def __init__(self, b: Tensor, s: float, c: float, padding: Tensor | None = None):
+        self.s, self.c, self.padding = s, c, padding
+        self.b_over_c = b if c == 1 else b * (1 / c)
+        self._inner = (-2, -1) if b.dim() == 3 else tuple(range(1 - b.dim(), 0))  # all dimensions but the batch's
 
     def map(self, Fy: Tensor) -> Tensor:
-        """g = (b + s F(y)) / c."""
-        g = torch.add(self.b, Fy, alpha=self.s)
-        return g if self.c == 1 else g.mul_(1 / self.c)
+        """g = b / c + (s / c) F(y)."""
+        return torch.add(self.b_over_c, Fy, alpha=self.s / self.c)
 
     def real(self, t: Tensor) -> Tensor:
-        """`t` (batch, length, width) with zeros for padded tokens."""
-        return t if self._padding is None else t.masked_fill(self._padding[..., None], 0)
+        """`t` with zeros for padded tokens."""
+        return t if self.padding is None else t.masked_fill(self.padding, 0)
+
+    def total(self, t: Tensor) -> Tensor:
+        """Sums (..., batch, length, width) over real tokens, at least in float32."""
+        if self.padding is None:
+            return t.sum(self._inner, keepdim=True, dtype=_wide(t))
+        return self.real(t.sum(-1, keepdim=True, dtype=_wide(t))).sum(self._inner, keepdim=True)
 
     def norm(self, t: Tensor) -> Tensor:
-        """Euclidean norm per example over real tokens, (batch,), in float32 or the wider dtype of `t`."""
-        norms = torch.linalg.vector_norm(t.detach(), dim=-1, dtype=_wide(t))
-        if self._padding is not None:
-            norms = norms.masked_fill(self._padding, 0)
-        return torch.linalg.vector_norm(norms[..., None].flatten(1), dim=1)
+        """Euclidean norm over real tokens, at least in float32."""
+        if self.padding is None:
+            return torch.linalg.vector_norm(t, dim=self._inner, keepdim=True, dtype=_wide(t))
+        norms = self.real(torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=_wide(t)))
+        return torch.linalg.vector_norm(norms, dim=self._inner, keepdim=True)
 
-    def dots(self, t: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
-        """Inner products with each of `others` per example over real tokens, each (batch, 1, 1), wide as in `norm`."""
-        t = t.to(_wide(t))
-        products = torch.stack([(t * other).sum(dim=-1) for other in others])  # (n, batch, length)
-        if self._padding is not None:
-            products = products.masked_fill(self._padding, 0)
-        sums = products[..., None].flatten(2).sum(dim=2)
-        return list(sums[(..., *[None] * (t.dim() - 1))].unbind())
+    def finite(self, t: Tensor) -> Tensor:
+        """bool: whether the norm is a finite number."""
+        return self.norm(t.detach()) < torch.inf
 
     def relative_residual(self, y: Tensor, Fy: Tensor) -> Tensor:
-        """||r(y)|| / ||y|| per example, (batch,); inf where it is not a number."""
-        ratio = _ratio(self.c * self.norm(y - self.map(Fy)), self.norm(y))
+        """||r(y)|| / ||y||, without a gradient; inf where it is not a number."""
+        y = y.detach()
+        size = self.norm(y)
+        # With no real token at all it is 0 / 0, and nothing to solve.
+        ratio = self.c * self.norm(y - self.map(Fy).detach()) / size.clamp(min=torch.finfo(size.dtype).tiny)
         return torch.where(ratio.isnan(), torch.inf, ratio)
 
 
-def _ratio(residual: Tensor, size: Tensor) -> Tensor:
-    # No real token at all: 0 / 0, and nothing to solve.
-    return residual / size.clamp(min=torch.finfo(size.dtype).tiny)
-
-
-def _require(ok: bool, what: str, value: Any) -> None:
-    if not ok:
-        raise ValueError(f"{what}, got {value!r}.")
-
-
 class Solver(Protocol):
-    """What the loop asks of a solver."""
+    """What a loop asks of a solver."""
 
     needs_pullback: bool
 
@@ -110,7 +150,7 @@ class FixedPoint:
     needs_pullback = False
 
     def __post_init__(self):
-        _require(0 < self.damping <= 1, "damping must be a number > 0 and <= 1", self.damping)
+        require(0 < self.damping <= 1, "damping must be a number > 0 and <= 1", self.damping)
 
     def init(self) -> None:
         return None
@@ -131,15 +171,26 @@ class GradientDescent:
     needs_pullback = True
 
     def __post_init__(self):
-        _require(0 < self.learning_rate < float("inf"), "learning_rate must be a finite number > 0", self.learning_rate)
+        require(0 < self.learning_rate < float("inf"), "learning_rate must be a finite number > 0", self.learning_rate)
 
     def init(self) -> None:
         return None
 
     def step(self, relation, y, g, pullback, state):
-        r = relation.real(y - g) * relation.c
-        descent = relation.c * r - relation.s * pullback(r)
-        return y - self.learning_rate * descent, None
+        d = relation.real(y - g)  # r = c d, dr/dy = c - s dF/dy
+        slope = torch.sub(d * relation.c, pullback(d), alpha=relation.s)
+        return y - slope * (self.learning_rate * relation.c), None
+
+
+class _Past(NamedTuple):
+    """What Anderson keeps: the last d and z, the differences of both, and their normal equations A w = rhs."""
+
+    d: Tensor
+    z: Tensor
+    differences: tuple[tuple[Tensor, Tensor], ...] = ()
+    A: tuple[tuple[Tensor, ...], ...] = ()  # the lower triangle, each (batch, 1, 1)
+    rhs: tuple[Tensor, ...] = ()
+    floor: Tensor | None = None  # of A's diagonal
 
 
 @dataclass(frozen=True)
@@ -155,8 +206,8 @@ class Anderson:
     needs_pullback = False
 
     def __post_init__(self):
-        _require(0 < self.damping <= 1, "damping must be a number > 0 and <= 1", self.damping)
-        _require(isinstance(self.memory, int) and self.memory >= 1, "memory must be an integer >= 1", self.memory)
+        require(0 < self.damping <= 1, "damping must be a number > 0 and <= 1", self.damping)
+        require(isinstance(self.memory, int) and self.memory >= 1, "memory must be an integer >= 1", self.memory)
 
     def init(self) -> None:
         return None
@@ -164,24 +215,25 @@ class Anderson:
     def step(self, relation, y, g, pullback, state):
         d, z = g - y, _damped(y, g, self.damping)
         if state is None:
-            size = relation.norm(y)
-            rounding = (torch.finfo(y.dtype).eps * size).square().clamp(min=torch.finfo(size.dtype).tiny)
-            return z, (d, z, [], [], [], rounding.view([-1] + [1] * (y.dim() - 1)))
-        d_previous, z_previous, history, A, rhs, rounding = state
-        dd, dz = d - d_previous, z - z_previous
-        if len(history) == self.memory:
-            history, A, rhs = history[1:], [row[1:] for row in A[1:]], rhs[1:]
-        *column, size, new = relation.dots(dd, [*(other for other, _ in history), dd, d])
-        history = [*history, (dd, dz)]
-        A = [[*row, product] for row, product in zip(A, column, strict=True)]
+            return z, _Past(d, z)
+        differences, A, rhs, floor = state[2:]
+        if len(differences) == self.memory:
+            differences, A, rhs = differences[1:], tuple(row[1:] for row in A[1:]), rhs[1:]
+        dd, dz = d - state.d, z - state.z
+        others = torch.stack([*(other for other, _ in differences), dd, d])
+        *column, size, new = relation.total(others * dd.to(_wide(dd))).unbind()  # the inner products with dd
+        if floor is None:
+            scale = relation.total(y.detach().to(size.dtype).square()) * torch.finfo(y.dtype).eps ** 2
+            floor = scale.clamp(min=torch.finfo(size.dtype).tiny)
         # Raised, so that nearly parallel differences do not blow up, and mere rounding errors get no weight.
-        A.append([*column, torch.add(rounding, size, alpha=1 + torch.finfo(size.dtype).eps ** 0.5)])
+        raised = torch.add(floor, size, alpha=1 + torch.finfo(size.dtype).eps ** 0.5)
         # <dd_i, d> = <dd_i, d_previous> + <dd_i, dd>
-        rhs = [*(old + product for old, product in zip(rhs, column, strict=True)), new]
+        rhs = (*(old + product for old, product in zip(rhs, column, strict=True)), new)
+        differences, A = (*differences, (dd, dz)), (*A, (*column, raised))
         y_next = z
-        for weight, (_, dz) in zip(_eliminate(A, rhs), history, strict=True):
+        for weight, (_, dz) in zip(_eliminate(A, rhs), differences, strict=True):
             y_next = torch.addcmul(y_next, weight.to(y.dtype), dz, value=-1)
-        return y_next, (d, z, history, A, rhs, rounding)
+        return y_next, _Past(d, z, differences, A, rhs, floor)
 
 
 def _damped(y: Tensor, g: Tensor, damping: float) -> Tensor:
@@ -192,114 +244,118 @@ def _wide(t: Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
 
-def _eliminate(A: list[list[Tensor]], rhs: list[Tensor]) -> list[Tensor]:
-    """w with A w = rhs, A symmetric and positive definite, whose entries are tensors: a system an example.
+def _eliminate(lower: Sequence[Sequence[Tensor]], rhs: Sequence[Tensor]) -> list[Tensor]:
+    """w with A w = rhs, A symmetric and positive definite, given by its lower triangle of tensors: a system an example.
 
     Gauss's elimination, written out since the systems are tiny: differentiable, and without the host synchronisation of
     a library solve.
     """
-    A, w, n = [row[:] for row in A], rhs[:], len(rhs)
+    n, w = len(rhs), list(rhs)
+    U = [[lower[j][i] for j in range(i, n)] for i in range(n)]  # U[i][j - i] is A[i][j], j >= i
     for i in range(n):
         for j in range(i + 1, n):
-            factor = A[i][j] / A[i][i]
-            for k in range(j, n):
-                A[j][k] = torch.addcmul(A[j][k], factor, A[i][k], value=-1)
+            factor = U[i][j - i] / U[i][0]
+            U[j] = [torch.addcmul(U[j][k - j], factor, U[i][k - i], value=-1) for k in range(j, n)]
             w[j] = torch.addcmul(w[j], factor, w[i], value=-1)
     for i in reversed(range(n)):
         for j in range(i + 1, n):
-            w[i] = torch.addcmul(w[i], A[i][j], w[j], value=-1)
-        w[i] = w[i] / A[i][i]
+            w[i] = torch.addcmul(w[i], U[i][j - i], w[j], value=-1)
+        w[i] = w[i] / U[i][0]
     return w
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Solution:
     """What a solve returns.
 
     value: (batch, length, width), the solution, differentiable as the gradient mode says.
-    num_steps: (batch,) int64, iterations made; for an example that converged or failed, those behind its `value`.
-    finite: (batch,) bool, False where an iterate was not finite and `value` is the best one before it.
+    num_steps: (batch,) int64, iterations behind `value`.
+    finite: (batch,) bool, False where an iterate was not finite and `value` is one before it.
     residual: (batch,), the relative residual ||r|| / ||y|| of `value`, at least float32; inf where it is not a number.
         Where the solve did not need it, reading it costs one evaluation of F, once.
     converged: (batch,) bool, residual <= tolerance, or 1e-2 where the tolerance is 0.
     """
 
     value: Tensor
-    num_steps: Tensor
-    finite: Tensor
+    steps: Tensor | int
+    solved: Tensor | None  # (batch, 1, 1), finite; None: nothing was solved
     tolerance: float
-    measure: Callable[[], Tensor]
+    measure: Callable[[Tensor], Tensor]  # of the value
 
     @cached_property
     def residual(self) -> Tensor:
         with torch.no_grad():
-            return self.measure()
+            return self.measure(self.value.detach()).flatten()
 
     @property
     def converged(self) -> Tensor:
         return self.residual <= (self.tolerance or 1e-2)
 
+    @cached_property
+    def num_steps(self) -> Tensor:
+        if isinstance(self.steps, Tensor):
+            return self.steps.flatten()
+        return torch.where(self.finite, self.steps, 0)
 
-def solve(
-    relation: Relation,
-    evaluate: Callable[[Tensor, bool, Tensor | None], Evaluation],
-    solver: Solver,
-    y: Tensor,
-    first: Evaluation | None,
-    iterations: int,
-    tolerance: float,
-) -> Solution:
-    """Runs `solver` from `y` for at most `iterations` steps.
+    @cached_property
+    def finite(self) -> Tensor:
+        return self.value.detach().flatten(1).isfinite().all(1) if self.solved is None else self.solved.flatten()
 
-    evaluate(y, last, rows) returns F(y) and the pullback; `last` marks the evaluation that no other will follow, which
-    only tolerance 0 can tell; `rows`, where there is a tolerance, are the examples that are looked at: nothing depends
-    on what is returned for the others. `first` is the evaluation at the guess, where there is one already.
 
-    Tolerance 0: F is evaluated `iterations` times, nothing is read on the host, and the last iterate is returned.
-    Tolerance > 0: an example stops at the first iterate whose relative residual is within it, or keeps the best of all
-    iterates, the last one included; the loop ends when every example has stopped, but in a compiled or exported graph,
-    which reads nothing on the host: there it goes on to the end, with the same result.
-    In both an example with a non-finite iterate keeps its finite evaluated iterate of least residual.
+def iterate(relation: Relation, evaluate, solver: Solver, y: Tensor, iterations: int) -> Tensor:
+    """`iterations` steps of `solver` from `y`: nothing else is computed, nothing read on the host.
+
+    evaluate(y, last) returns an Evaluation; `last` marks the evaluation that no other will follow.
     """
-    shape = [-1] + [1] * (y.dim() - 1)
-    steps = torch.full(y.shape[:1], iterations, device=y.device)
-    size = relation.norm(y)
-    moving = size < torch.inf  # and no NaN
-    best, best_steps = y, torch.zeros_like(steps)
-    best_residual = torch.full_like(size, torch.inf)
-    state, rows = solver.init(), None
-    for k in range(iterations + (tolerance > 0)):
-        last = tolerance == 0 and k == iterations - 1
-        Fy, pullback = evaluate(y, last, rows) if first is None else first
-        first = None
+    state = solver.init()
+    for k in range(iterations):
+        Fy, pullback = evaluate(y, k == iterations - 1)
         g = relation.map(Fy)
-        residual = _ratio(relation.c * relation.norm(y - g), size)
+        del Fy
+        y, state = solver.step(relation, y, g, pullback, state)
+        del g, pullback  # and the graph behind them, before the next evaluation
+    return y
+
+
+def solve(relation: Relation, evaluate, solver: Solver, guess: Tensor, iterations: int) -> Solution:
+    """The last of `iterations` iterates; the guess for an example where that is not finite."""
+    y = iterate(relation, evaluate, solver, guess, iterations)
+    solved = relation.finite(y)
+    value = torch.where(solved, y, guess)
+    return Solution(value, iterations, solved, 0.0, lambda y: relation.relative_residual(y, evaluate(y, False).Fy))
+
+
+def solve_to(
+    relation: Relation, evaluate, solver: Solver, y: Tensor, iterations: int, tolerance: float, on_host: bool
+) -> Solution:
+    """Stops each example at its first iterate with a relative residual within `tolerance`, or keeps its best one.
+
+    evaluate(y, False, rows) as in `iterate`; nothing depends on what is returned for examples that are not among
+    `rows`, their indices (n,). The loop ends when every example has stopped; with `on_host` False, as a recorded graph
+    needs it, at the end of the iterations, with the same result. An example with a non-finite iterate keeps its best
+    one before it: no later one can come back from a failure, in value or gradient.
+    """
+    best, state, rows, moving = y, solver.init(), None, relation.finite(y)
+    best_residual = torch.full_like(moving, torch.inf, dtype=_wide(y))
+    best_steps = torch.zeros_like(moving, dtype=torch.int64)
+    for k in range(iterations + 1):
+        Fy, pullback = evaluate(y, False, rows)
+        residual = relation.relative_residual(y, Fy)
         better = (residual < best_residual) & moving
-        best = torch.where(better.view(shape), y if tolerance > 0 else y.detach(), best)
+        best = torch.where(better, y, best)
         best_steps = torch.where(better, k, best_steps)
         best_residual = torch.where(better, residual, best_residual)
-        if tolerance > 0:
-            moving = moving & (best_residual > tolerance)
-            if k == iterations:
+        moving = moving & (best_residual > tolerance)
+        if k == iterations:
+            break
+        if on_host:
+            rows = moving.flatten().nonzero()[:, 0]
+            if len(rows) == 0:
                 break
-            if not torch.compiler.is_compiling():
-                rows = moving.nonzero()[:, 0]
-                if len(rows) == 0:
-                    break
+        g = relation.map(Fy)
         y, state = solver.step(relation, y, g, pullback, state)
-        del Fy, pullback, g  # and the graph behind them, before the next evaluation
-        size = relation.norm(y)
-        moving = moving & (size < torch.inf)
-        # An example that stopped or failed stays at its best iterate: no later one can come back from a failure, in
-        # value or gradient.
-        y = torch.where(moving.view(shape), y, best)
-
-    if tolerance > 0:
-        reached = best_residual <= tolerance
-        steps = torch.where(moving, steps, best_steps)
-        return Solution(best, steps, moving | reached, tolerance, lambda: best_residual)
-
-    def measure() -> Tensor:
-        return relation.relative_residual(y.detach(), evaluate(y.detach(), False, None)[0])
-
-    return Solution(y, torch.where(moving, steps, best_steps), moving, tolerance, measure)
+        del Fy, pullback, g
+        moving = moving & relation.finite(y)
+        y = torch.where(moving, y, best)
+    steps = torch.where(moving, iterations, best_steps)
+    return Solution(best, steps, moving | (best_residual <= tolerance), tolerance, lambda y: best_residual)

@@ -3,15 +3,13 @@
 import torch
 from torch import nn
 
-from imbert_hf import implicit_step
-from imbert_hf.gradients_imbert import CARRY
+from imbert_hf import ThetaMethod, implicit_step
+from imbert_hf.solvers_imbert import VECTOR_FIELDS
 
 
-DEFAULTS = {"vector_field": "increment", "step_size": 1.0, "theta": 1.0, "initial_guess": "explicit", "tolerance": 0.0}
-
-
-def step(layer, x, **kwargs):
-    return implicit_step(layer, x, **{**DEFAULTS, **kwargs})
+def step(layer, x, *, theta=1.0, step_size=1.0, vector_field="increment", **kwargs):
+    defaults = {"initial_guess": "explicit", "tolerance": 0.0}
+    return implicit_step(layer, x, ThetaMethod(theta, step_size, vector_field), **{**defaults, **kwargs})
 
 
 class Linear(nn.Linear):
@@ -25,7 +23,7 @@ class Linear(nn.Linear):
     def exact(self, x, vector_field="increment", step_size=1.0, theta=1.0, **_):
         """y = (I - gamma theta f)^-1 (I + gamma (1 - theta) f) x with f = A - e I, rows being tokens."""
         eye = torch.eye(len(self.weight), dtype=x.dtype)
-        f = self.weight.T - CARRY[vector_field] * eye
+        f = self.weight.T - VECTOR_FIELDS[vector_field] * eye
         return (x + step_size * (1 - theta) * x @ f) @ torch.linalg.inv(eye - step_size * theta * f)
 
 

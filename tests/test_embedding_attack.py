@@ -11,7 +11,7 @@ from conftest import lively
 from families import config_of
 
 import imbert_hf
-from imbert_hf import implicit_imbert
+from imbert_hf import layers_imbert
 from imbert_hf.evaluation import cli
 from imbert_hf.evaluation.ascent import (
     Ascent,
@@ -147,14 +147,14 @@ def test_an_honest_model_passes():
 
 
 def test_a_model_that_detaches_its_solves_is_caught(monkeypatch):
-    honest = implicit_imbert.implicit_step
+    honest = layers_imbert.checked_step
 
-    def detached(layer, x, **kwargs):
-        solution = honest(layer, x, **kwargs)
+    def detached(layer, x, *rest):
+        solution = honest(layer, x, *rest)
         return replace(solution, value=solution.value.detach() + 1e-3 * (x - x.detach()))
 
     plain = imbert(im_layers=[])
-    monkeypatch.setattr(implicit_imbert, "implicit_step", detached)
+    monkeypatch.setattr(layers_imbert, "checked_step", detached)
     _, failed = checks(imbert(), plain)
     assert "gradient" in failed
     assert {"large_radius", "transfer"} & set(failed)

@@ -51,7 +51,6 @@ def test_modules_that_are_never_split_are_modules_of_the_model(name):
     for module in (model, base_of(model)):
         assert f"IM{family_of(name)}Layer" in module._no_split_modules
         assert set(module._no_split_modules) <= kinds
-        assert set(module._skip_keys_device_placement) == {"im_statistics", "im_weights"}
     accelerate = pytest.importorskip("accelerate")
     for version in (1, 2):
         plugin = accelerate.FullyShardedDataParallelPlugin(

@@ -1,4 +1,4 @@
-"""Model cards: numbers come from JSON alone, and what is pushed is what was rendered."""
+"""Model cards: numbers come from JSON alone, and what examples/push_to_hub.py sends is what was rendered."""
 
 import argparse
 import json
@@ -12,12 +12,12 @@ import pytest
 from conftest import bert_config, imbert_config, lively
 from families import config_of
 from huggingface_hub import ModelCard
+from pushing import SCRIPT
 from test_checkpoints import STRANGER, files_of
 from transformers import BertForSequenceClassification, BertTokenizer
 
 import imbert_hf
 from imbert_hf import IMBertForSequenceClassification
-from imbert_hf.card_upload import _is_saved_in
 from imbert_hf.configuration_imbert import IM_FIELDS
 from imbert_hf.evaluation.commands import card as command
 from imbert_hf.evaluation.loading import fingerprint
@@ -292,7 +292,7 @@ def test_cards_of_the_other_families(family, named, tmp_path):
 
 
 def test_metadata(folder):
-    words = ("--license", "mit", "--base-license", "apache-2.0", "--repo-id", "me/repo")
+    words = ("--license", "mit", "--base-license", "apache-2.0")
     card = rendered(folder, "advglue", "training", words=words)
     data = card.data.to_dict()
     assert data["license"] == "mit"
@@ -303,7 +303,7 @@ def test_metadata(folder):
         "en",
     )
     assert data["tags"] == ["imbert", "robustness"]
-    assert card.data.model_name == "repo"
+    assert card.data.model_name == "my-model"
     found = {(r.dataset_type, r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert found == {
         ("AI-Secure/adv_glue", "adv_sst2", "accuracy"): 0.4189,
@@ -414,84 +414,41 @@ def test_bad_arguments(folder, tmp_path):
         run(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"config.json cannot be read as JSON: No such file"):
         run(tmp_path)
-    with pytest.raises(ValueError, match="--push needs --repo-id"):
-        run(folder, "--push")
-    with pytest.raises(ValueError, match="leave --card out"):
-        run(folder, "--push", "--repo-id", "me/repo", "--card", tmp_path / "card.md")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["IMBertModel"]}))
     with pytest.raises(ValueError, match=r"holds no sequence classifier: architectures is \['IMBertModel'\]"):
         run(folder)
 
 
-def test_a_model_knows_whether_it_is_the_saved_one(folder, tmp_path):
-    model = IMBertForSequenceClassification.from_pretrained(folder)
-    assert _is_saved_in(folder, model)
-    assert _is_saved_in(folder, model.half())
-    model.classifier.bias.data[0] += 1
-    assert not _is_saved_in(folder, model)
-    other = IMBertForSequenceClassification.from_pretrained(folder, im_iterations=5)
-    assert not _is_saved_in(folder, other)
-    other = IMBertForSequenceClassification.from_pretrained(folder, num_hidden_layers=1)
-    assert not _is_saved_in(folder, other)
-    model = IMBertForSequenceClassification.from_pretrained(folder)
-    assert _is_saved_in(folder, model)
-    assert not _is_saved_in(tmp_path / "removed since", model)
-    assert not _is_saved_in(folder, model.to("meta"))  # as are layers that accelerate keeps on the disk
-
-
-PUSH = """
-import argparse, sys, warnings
-from pathlib import Path
-from imbert_hf import IMBertForSequenceClassification
-from imbert_hf.evaluation.commands import card
-
-folder, *paths = sys.argv[1:]
-parser = argparse.ArgumentParser()
-card.add_arguments(parser)
-words = ["--model", folder, "--results", *paths, "--repo-id", "me/by-command", "--push"]
-print(card.run(parser.parse_args(words), None).text)
-model = IMBertForSequenceClassification.from_pretrained(folder)
-model.push_to_hub("by-model")
-model.config.im_iterations = 5
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    model.push_to_hub("changed")
-print([str(w.message) for w in caught])
-"""
-
-
-def process(code, *args, env, cwd=None):
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, args)]
+def process(*words, env, cwd=None):
+    command = [sys.executable, "-W", "ignore", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def test_a_push_sends_the_card_and_a_stranger_runs_it(folder, tmp_path):
-    paths = write(folder, **{kind: CONTENTS[kind](folder) for kind in CONTENTS})
+def test_the_example_sends_the_card_and_a_stranger_runs_it(folder, tmp_path):
+    rendered(folder, *CONTENTS)
+    card = (folder / "README.md").read_bytes()
     (folder / "training_args.bin").write_bytes(b"settings")
     (folder / "optimizer.pt").write_bytes(b"state")
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1" / "model.safetensors").write_bytes(b"old")
     with hub.running() as server:
-        printed = process(PUSH, folder, *paths, env=server.environment(tmp_path / "home"))
-        card = (folder / "README.md").read_bytes()
+        env = server.environment(tmp_path / "home") | {"PYTHONPATH": str(SCRIPT.parents[1])}
+        process(SCRIPT, folder, "--repo_id", "me/by-example", env=env)
         calls = server.calls.copy()
         snippet = re.search(r"```python\n(.*?)```", card.decode(), flags=re.S)[1]
-        there = snippet.replace('"me/by-command"', repr(str(folder)))
-        assert there != snippet
+        here, there = (snippet.replace('"my-model"', repr(name)) for name in (str(folder), "me/by-example"))
+        assert len({snippet, here, there}) == 3
         env = server.environment(tmp_path / "other-home") | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-        said = process(STRANGER + there + snippet, "-", "-", env=env, cwd=tmp_path)
+        said = process("-c", STRANGER + here + there, "-", "-", env=env, cwd=tmp_path)
     assert set(said.split()) <= {"negative", "positive"}
     assert len(said.split()) == 2
-    assert server.files["me/by-command"]["README.md"] == card
-    assert server.files["me/by-model"]["README.md"] == card
-    assert server.files["me/changed"]["README.md"] != card
-    assert "is not pushed: the model is not the one in" in printed
+    assert server.files["me/by-example"]["README.md"] == card
     code = {*files_of("Bert")}
     sent = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | code
-    assert server.commits[0] == ("me/by-command", sorted(sent))
+    assert server.commits[0] == ("me/by-example", sorted(sent))
     order = ["POST create", "POST validate-yaml", "POST preupload", "POST LFS batch", "PUT LFS file", "POST verify"]
     noted = [call for call in calls if call in {*order, "POST commit"}]  # newer clients validate the card twice
     assert [call for call, last in zip(noted, ["", *noted], strict=False) if call != last][:7] == [

@@ -10,7 +10,7 @@ from problems import Mixing, inputs, step
 from torch.autograd import grad
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, Implicit, OneStep, Unrolled
-from imbert_hf.gradients_imbert import CARRY
+from imbert_hf.solvers_imbert import VECTOR_FIELDS
 
 
 SETTINGS = st.fixed_dictionaries(
@@ -35,7 +35,7 @@ class Plain:
     """F with the masks of one seed, and the relation y = x + gamma [(1 - theta) f(x) + theta f(y)] around it."""
 
     def __init__(self, layer, x, mask, vector_field, theta, step_size):
-        self.layer, self.x, self.e = layer, x, CARRY[vector_field]
+        self.layer, self.x, self.e = layer, x, VECTOR_FIELDS[vector_field]
         self.theta, self.gamma = theta, step_size
         self.real = torch.ones(x.shape[:2], dtype=x.dtype) if mask is None else mask.to(x.dtype)
 
@@ -168,9 +168,8 @@ def test_one_step_gradient_is_that_of_one_evaluation(setting, solver, mask, drop
     with torch.enable_grad():
         ys = plain.iterates(solver, plain.guess(setting["initial_guess"]), setting["iterations"])
     c, s = 1 + plain.e * plain.gamma * plain.theta, plain.gamma * plain.theta
-    # The last evaluation, in which y moves with x / c and parameters are seen by c v. Where it is F(x) itself, with x.
-    shared = setting["initial_guess"] == "previous" and setting["iterations"] == 1 and setting["theta"] < 1
-    y = ys[-2].detach() + (x - x.detach()) / (1 if shared else c)
+    # The last evaluation, in which y moves with x / c and parameters are seen by c v.
+    y = ys[-2].detach() + (x - x.detach()) / c
     b = x + plain.gamma * (1 - plain.theta) * plain.f(x)
     v = cotangent(x, plain)
     parameters = (x, *layer.parameters())

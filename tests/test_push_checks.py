@@ -10,16 +10,10 @@ from conftest import bert_config
 from pushing import example, save_among_others
 from transformers import BertForSequenceClassification
 
-from imbert_hf.evaluation.model_card import SENT
-
 
 @pytest.fixture
 def folder(tmp_path):
     return save_among_others(tmp_path / "checkpoint")
-
-
-def test_the_card_command_sends_the_same_files():
-    assert set(example.SENT) == set(SENT)
 
 
 def remove(name):

@@ -16,7 +16,6 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import imbert_hf
 from imbert_hf import IMBertConfig
-from imbert_hf.saving import ASIDE
 
 
 pytest.importorskip("accelerate")
@@ -197,18 +196,32 @@ name = "me/again"
     assert sent["modeling_imbert.py"] == code.read_bytes()
 
 
+def test_a_model_and_a_tokenizer_send_all_that_a_stranger_needs(user, stranger, server, folder):
+    code = """
+from transformers import AutoTokenizer
+from imbert_hf import IMBertForSequenceClassification
+IMBertForSequenceClassification.from_pretrained(folder).push_to_hub(repo, private=True)
+AutoTokenizer.from_pretrained(folder).push_to_hub(repo)
+"""
+    user(code, folder=folder, repo="me/by-model")
+    assert server.repos["me/by-model"].private
+    sent = server.files["me/by-model"]
+    assert set(sent) == FILES
+    assert json.loads(sent["config.json"])["auto_map"] == IMBertConfig().auto_map
+    assert {name: sent[name] for name in CODE} == {name: (folder / name).read_bytes() for name in CODE}
+    agree(stranger(LOAD, name="me/by-model", text=TEXT, options={"token": hub.TOKEN}), logits(folder))
+
+
 @pytest.mark.parametrize("strategy", ["end", "every_save"])
 def test_trainer_pushes(strategy, user, stranger, server, folder, tmp_path):
     code = """
 run = trainer(output_dir, push_to_hub=True, hub_model_id=repo, hub_private_repo=True, hub_strategy=strategy)
 run.model.save_pretrained(output_dir)  # the Trainer's pushes between take weights and config, and no code
 run.train()
-Path(output_dir, aside).mkdir()  # of a process that was killed
-Path(output_dir, aside, "config.json").write_text("{}")
 run.push_to_hub()
 """
     repo, out = f"me/trained-{strategy}", tmp_path / "out"
-    user(TRAIN + code, repo=repo, strategy=strategy, output_dir=out, folder=folder, aside=f"{ASIDE}left")
+    user(TRAIN + code, repo=repo, strategy=strategy, output_dir=out, folder=folder)
     assert server.repos[repo].private
     commits = list(server.repos[repo].commits.values())[1:]
     assert len(commits) == 1 if strategy == "end" else 2 <= len(commits) <= 4  # none begins while another is under way

@@ -201,7 +201,7 @@ def residual(row: Row, batch: Batch, equation: Equation, indices: Sequence[int])
         kwargs = {name: value for name, value in kwargs.items() if name != "im_pass"}
         layer = getattr(module, "layer", module)
         b, _ = equation.start(lambda h: BertLayer.forward(layer, h, *rest, **kwargs), x)
-        relation = Relation(b, s, c, batch["attention_mask"].bool())
+        relation = Relation(b, s, c, (batch["attention_mask"] == 0)[..., None])
         found.append(relation.relative_residual(y, BertLayer.forward(layer, y, *rest, **kwargs)))
 
     handles = [row.model.bert.encoder.layer[i].register_forward_hook(hook, with_kwargs=True) for i in indices]

@@ -7,7 +7,7 @@ was found.
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from imbert_hf import Unrolled, implicit_step
-from imbert_hf.connection_imbert import ADJOINT_SOLVERS, SOLVERS
-from imbert_hf.solvers_imbert import Relation, Solution, Solver, solve
+from imbert_hf.layers_imbert import ADJOINT_SOLVERS, SOLVERS
+from imbert_hf.solvers_imbert import Evaluation, Relation, Solution, Solver, solve_to
 
 from .cost_measures import converged_gradient, gradient_errors, residual
 from .cost_references import Batch, Equation
@@ -237,15 +237,16 @@ def layer_work(
     """
     s, c = equation.weights
     options: dict[str, Any] = {"gradient": Unrolled(), "iterations": most, "tolerance": tolerance, "mask": mask}
-    forward = implicit_step(function, x, solver=solver, **asdict(equation), **options)
+    forward = implicit_step(function, x, equation, solver=solver, initial_guess=equation.initial_guess, **options)
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
         Fy = function(leaf)
 
     def product(w, *_):
-        return torch.autograd.grad(Fy, leaf, w, retain_graph=True)[0], None
+        return Evaluation(torch.autograd.grad(Fy, leaf, w, retain_graph=True)[0])
 
-    adjoint = solve(Relation(v, s / c, 1.0, mask), product, adjoint_solver, c * v, None, most, tolerance)
+    relation = Relation(v, s / c, 1.0, None if mask is None else ~mask[..., None])
+    adjoint = solve_to(relation, product, adjoint_solver, c * v, most, tolerance, on_host=True)
     return torch.stack([_steps(forward) + (equation.initial_guess == "explicit"), _steps(adjoint)]).cpu()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertConfig, BertForSequenceClassification
 
-from imbert_hf.gradients_imbert import CARRY
+from imbert_hf import ThetaMethod
 
 
 Batch = Mapping[str, Tensor]
@@ -61,31 +61,18 @@ class SolvedLayer(nn.Module):
 
 
 @dataclass(frozen=True)
-class Equation:
-    """y = x + gamma [(1 - theta) f(x) + theta f(y)], f(h) = F(h) - e h, as implicit_step has it.
+class Equation(ThetaMethod):
+    """The theta method, and the initial guess of implicit_step."""
 
-    Args:
-        theta, step_size, vector_field, initial_guess: of implicit_step.
-    """
-
-    theta: float = 1.0
-    step_size: float = 1.0
-    vector_field: str = "increment"
     initial_guess: str = "explicit"
 
     def start(self, F: Map, x: Tensor) -> tuple[Tensor, Tensor]:
         """b = x + gamma (1 - theta) f(x), and the initial guess."""
         if self.theta == 1 and self.initial_guess == "previous":
             return x, x
-        fx = F(x) - CARRY[self.vector_field] * x
+        fx = F(x) - self.carry * x
         b = x if self.theta == 1 else x + self.step_size * (1 - self.theta) * fx
         return b, x if self.initial_guess == "previous" else x + self.step_size * fx
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        """s and c of c y = b + s F(y)."""
-        s = self.step_size * self.theta
-        return s, 1 + CARRY[self.vector_field] * s
 
 
 def literal(equation: Equation, iterations: int, learning_rate: float) -> Solve:

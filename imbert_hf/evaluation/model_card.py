@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HTTPError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import imbert_hf
 
 from . import card_tables as tables
 from .card_results import Results, read_json
-from .loading import first_line
 from .report import write_whole
 from .tasks import HUB, TASKS
 
@@ -24,18 +22,12 @@ from .tasks import HUB, TASKS
 FAMILIES = {"imbert": "BERT", "imroberta": "RoBERTa", "imelectra": "ELECTRA"}
 MARK = "Rendered by imbert-eval card"
 GLUE = "nyu-mll/glue"
-# Of a folder itself, not of its sub-folders; states of the optimizer and the Trainer's own files are not among them.
-SENT = (
-    *("README.md", "config.json", "*_imbert.py", "model*.safetensors", "model.safetensors.index.json"),
-    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
-)
 
 
 def render(
     folder: Path,
     results: Results,
     *,
-    repo_id: str | None = None,
     license: str | None = None,
     base_license: str | None = None,
     base_model: str | None = None,
@@ -45,7 +37,6 @@ def render(
     Args:
         folder: of the checkpoint, with config.json.
         results: of read_results, for the same folder.
-        repo_id: where it will be loaded from; None: the folder's name.
         license: of the checkpoint, as the Hub spells it ("apache-2.0").
         base_license: of the checkpoint that was fine-tuned.
         base_model: Hub id of that; None: as the training tells, where it was loaded from the Hub.
@@ -63,7 +54,7 @@ def render(
     measured = {entry.get("task") for entries in [*of.values(), [training or {}]] for entry in entries}
     known = [task for task in TASKS if task in measured]
     family = FAMILIES.get(config.get("model_type", ""))
-    title = repo_id.rsplit("/", 1)[-1] if repo_id else folder.resolve().name
+    title = folder.resolve().name
     evaluations = _advglue_evaluations(of["results"]) + _glue_evaluations(training)
     data = ModelCardData(
         language="en" if known else None,
@@ -82,7 +73,7 @@ def render(
         template_str=template(),
         mark=MARK,
         title=title,
-        repo=repo_id or title,
+        repo=title,
         base=base_model,
         base_license=base_license,
         labels=[config["id2label"][i] for i in sorted(config.get("id2label", {}), key=int)],
@@ -123,30 +114,6 @@ def write(card: ModelCard, path: Path, *, overwrite: bool = False) -> None:
     if not overwrite and path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"{path} was not written by imbert-eval card; pass --overwrite to replace it.")
     write_whole(path, card.save)
-
-
-def push(folder: Path, repo_id: str) -> str:
-    """Sends weights, config, code, tokenizer and card of a folder to the Hub, in one commit. Returns its address.
-
-    Raises:
-        ValueError: the folder holds no safetensors, or the Hub refuses or cannot be reached.
-    """
-    if not any(folder.glob("model*.safetensors")):
-        raise ValueError(f"{folder} holds no model.safetensors; save the model there.")
-    try:
-        api = HfApi()
-        repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
-        return str(
-            api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                allow_patterns=list(SENT),
-                ignore_patterns=["*/*"],
-                commit_message="Upload model and card",
-            )
-        )
-    except (OSError, RuntimeError, ValueError, HTTPError) as error:
-        raise ValueError(f"{repo_id} could not be pushed: {first_line(error)}") from None
 
 
 def _hub_id(name: Any) -> str | None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from imbert_hf import Unrolled, implicit_step
+from imbert_hf import ThetaMethod, Unrolled, implicit_step
 from imbert_hf.solvers_imbert import Solver
 
 from .spectrum import Map
@@ -24,27 +25,31 @@ class _Recording:
         return self.solver.init()
 
     def step(self, relation, y, g, pullback, state):
-        self.residuals.append(relation.c * relation.norm(y - g) / relation.norm(y))
+        self.residuals.append((relation.c * relation.norm(y - g) / relation.norm(y)).flatten())
         return self.solver.step(relation, y, g, pullback, state)
 
 
 @torch.no_grad()
-def residual_history(function: Map, x: Tensor, solver: Solver, iterations: int, **relation) -> Tensor:
+def residual_history(
+    function: Map, x: Tensor, solver: Solver, iterations: int, *, initial_guess: str, **method
+) -> Tensor:
     """The relative residual ||r|| / ||y|| after 0, 1, ... `iterations` iterations, (iterations + 1, batch).
 
-    They are those of `implicit_step` with that many iterations at tolerance 0, from one run instead of one for each.
+    They are those of `implicit_step` with that many iterations at tolerance 0, from one run instead of one for each;
+    inf where it would not be finite, and implicit_step fall back to its guess.
 
     Args:
         function: F, h -> F(h).
         x: (batch, length, width).
         solver: FixedPoint, Anderson or GradientDescent.
-        relation: vector_field, step_size, theta > 0 and initial_guess of `implicit_step`.
+        initial_guess: of `implicit_step`.
+        method: vector_field, step_size and theta > 0 of `ThetaMethod`.
     """
     recording = _Recording(solver, solver.needs_pullback, [])
-    solution = implicit_step(
-        function, x, solver=recording, gradient=Unrolled(), iterations=iterations, tolerance=0.0, **relation
-    )
-    return torch.stack([*recording.residuals, solution.residual])
+    options: dict[str, Any] = {"initial_guess": initial_guess, "iterations": iterations, "tolerance": 0.0}
+    solution = implicit_step(function, x, ThetaMethod(**method), solver=recording, gradient=Unrolled(), **options)
+    last = torch.where(solution.finite, solution.residual, torch.inf)
+    return torch.stack([*recording.residuals, last]).nan_to_num(torch.inf, torch.inf)
 
 
 @torch.no_grad()
@@ -57,7 +62,8 @@ def convergence(
     thetas: Sequence[float],
     iterations: int,
     tolerance: float = 1e-2,
-    **relation,
+    initial_guess: str,
+    vector_field: str,
 ) -> Tensor:
     """Which solves converge: (thetas, step sizes, batch) bool, `Solution.converged` of `implicit_step`.
 
@@ -65,11 +71,12 @@ def convergence(
         function, x, solver: as for `residual_history`.
         iterations: at most.
         tolerance: relative residual that counts as converged, > 0.
-        relation: vector_field and initial_guess of `implicit_step`.
+        initial_guess, vector_field: of `implicit_step` and `ThetaMethod`.
     """
-    common = {"solver": solver, "gradient": Unrolled(), "iterations": iterations, "tolerance": tolerance, **relation}
+    common: dict[str, Any] = {"solver": solver, "gradient": Unrolled(), "initial_guess": initial_guess}
+    common |= {"iterations": iterations, "tolerance": tolerance}
     solves = [
-        implicit_step(function, x, theta=theta, step_size=step_size, **common).converged
+        implicit_step(function, x, ThetaMethod(theta, step_size, vector_field), **common).converged
         for theta in thetas
         for step_size in step_sizes
     ]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from imbert_hf.connection_imbert import SOLVERS
-from imbert_hf.gradients_imbert import CARRY
+from imbert_hf.layers_imbert import SOLVERS
+from imbert_hf.solvers_imbert import VECTOR_FIELDS
 
 from .growth import connected, connections, growth
 from .report import Journal, finite
@@ -58,7 +58,7 @@ def spectra(layers: Layers, *, step_size: float, vector_field: str, count: int, 
     records = []
     for index, (F, x) in layers.items():
         found, norm = leading_eigenvalues(F, x, count, seed=seed), jacobian_norm(F, x, seed=seed)
-        z = step_size * (found.values - CARRY[vector_field])
+        z = step_size * (found.values - VECTOR_FIELDS[vector_field])
         with numpy.errstate(divide="ignore", invalid="ignore"):
             largest = [max(abs(stability_function(z, theta)), default=math.nan) for theta in THETAS]
         records.append(

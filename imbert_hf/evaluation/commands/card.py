@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..card_results import read_results
-from ..model_card import push, render, write
+from ..model_card import render, write
 from ..report import Journal, Report, check_destination
 
 
@@ -26,17 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", help='of the checkpoint, as the Hub spells it: "apache-2.0", "mit", ...')
     parser.add_argument("--base-license", help="of the checkpoint that was fine-tuned")
     parser.add_argument("--base-model", metavar="ID", help="of the Hub (default: as --training tells)")
-    parser.add_argument("--repo-id", metavar="NAME/REPO", help="where the checkpoint is, or will be, on the Hub")
     parser.add_argument("--card", type=Path, metavar="FILE.md", help="default: DIR/README.md")
     parser.add_argument("--overwrite", action="store_true", help="replace a README.md that this command did not write")
-    parser.add_argument("--push", action="store_true", help="send checkpoint and card to --repo-id")
 
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
-    if args.push and args.repo_id is None:
-        raise ValueError("--push needs --repo-id NAME/REPO.")
-    if args.push and args.card is not None:
-        raise ValueError("--push sends DIR/README.md; leave --card out.")
     path = args.card or args.model / "README.md"
     check_destination(path, "--card")
     files = [*args.results, *([args.training] if args.training else [])]
@@ -45,7 +39,6 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         card = render(
             args.model,
             results,
-            repo_id=args.repo_id,
             license=args.license,
             base_license=args.base_license,
             base_model=args.base_model,
@@ -55,6 +48,4 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         raise ValueError(f"config.json or an entry of the JSON files {what}.") from None
     write(card, path, overwrite=args.overwrite)
     lines = [f"warning: {warning}" for warning in results.warnings] + [f"The card is in {path}."]
-    address = push(args.model, args.repo_id) if args.push else None
-    lines += [f"It is on the Hub: {address}"] if address else []
-    return Report({"card": str(path), "warnings": results.warnings, "commit": address}, "\n".join(lines))
+    return Report({"card": str(path), "warnings": results.warnings}, "\n".join(lines))

@@ -1,0 +1,400 @@
+"""The implicit connection as classes to stand before those of a family like BERT, from self-attention to models.
+
+A layer computes y = x + gamma [(1 - theta) f(x) + theta f(y)] by a solve inside forward (gradients_imbert.py), around
+the family's unchanged layer as F. No parameter is added, none renamed: the family's checkpoints load, and load back.
+
+This file travels with every checkpoint: it imports torch, transformers, the standard library and its sisters alone.
+"""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+from .configuration_imbert import ImplicitConfig
+from .gradients_imbert import Gradient, Implicit, OneStep, Unrolled, checked_step, functional
+from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution, Solver, ThetaMethod
+
+
+SOLVERS: dict[str, Callable[[ImplicitConfig], Solver]] = {
+    "gradient_descent": lambda config: GradientDescent(config.im_learning_rate),
+    "fixed_point": lambda config: FixedPoint(config.im_damping),
+    "anderson": lambda config: Anderson(config.im_damping, config.im_anderson_memory),
+}
+# The plain adjoint iteration keeps no history, but diverges where the map does: fit for those who iterate the map.
+ADJOINT_SOLVERS: dict[str, Callable[[ImplicitConfig], Solver]] = {
+    "gradient_descent": lambda config: Anderson(memory=config.im_anderson_memory),
+    "fixed_point": lambda config: FixedPoint(),
+    "anderson": lambda config: Anderson(memory=config.im_anderson_memory),
+}
+GRADIENTS: dict[str, Callable[[ImplicitConfig], Gradient]] = {
+    "unrolled": lambda config: Unrolled(),
+    "implicit": lambda config: Implicit(config.im_gradient_iterations, ADJOINT_SOLVERS[config.im_solver](config)),
+    "one_step": lambda config: OneStep(),
+}
+
+
+class Pass:
+    """What the implicit layers of one forward share: the config, read once; the token mask; and what they report.
+
+    The outermost model makes it, from the config that a save of it writes.
+    """
+
+    def __init__(self, config: Any, statistics: list[tuple[Tensor, Tensor]] | None = None):
+        self.config, self.statistics = config, statistics
+        self.mask: Tensor | None = None
+        self._padding: Tensor | None = None
+        self.layers: frozenset[int] = frozenset()
+        self.attention = ""  # its implementation
+        self.solved: list[Tensor] = []
+        self.explicit: Solution | None = None  # the last step that solved nothing
+        self.method = ThetaMethod(config.im_theta, config.im_step_size, config.im_vector_field)
+        self.solver = SOLVERS[config.im_solver](config)
+        self.gradient = GRADIENTS[config.im_gradient](config)
+        self.initial_guess, self.tolerance = config.im_initial_guess, config.im_tolerance
+        evaluation = config.im_iterations if config.im_eval_iterations is None else config.im_eval_iterations
+        self.iterations = {True: config.im_iterations, False: evaluation}  # by `training`
+
+    def enter(self, layers: Any, attention: str) -> None:
+        """Tells each layer of an encoder's list its place in it, as the list is now."""
+        n, self.attention = len(layers), attention
+        self.layers = self.config.implicit_layers_of(n)
+        if self.layers and len({*layers}) < n:
+            raise ValueError(f"im_layers must be [] where one layer stands twice in the encoder, got {n} places.")
+        for i, entry in enumerate(layers):
+            layer = entry if isinstance(entry, ImplicitLayer) else _layer_in(entry)
+            if layer is not None and layer.im_place != (i, n):
+                layer.im_place = (i, n)
+            if layer is None and i in self.layers:
+                name, allowed = type(entry).__name__, "a layer of this model's own class"
+                raise ValueError(f"im_layers names layer {i}, which must be {allowed}, got a {name}.")
+
+    def padding(self, x: Tensor) -> Tensor | None:
+        """(batch, length, 1), True for padded tokens of x, or None. Made once, but for layers on several devices."""
+        if self.mask is None:
+            return None
+        if self._padding is None or self._padding.device != x.device:
+            # There may be one mask for all rows.
+            self._padding = (self.mask == 0).to(x.device).expand(x.shape[:2])[..., None]
+        return self._padding
+
+    def add(self, solution: Solution) -> None:
+        if solution.solved is None:
+            self.explicit = solution  # what is not finite there is so in the end: one look a forward
+        else:
+            self.solved.append(solution.solved)
+        if self.statistics is not None:
+            self.statistics.append((solution.residual, solution.num_steps))
+
+    def report(self) -> None:
+        """Warns where a solve met non-finite values."""
+        if not self.layers or functional() or torch.jit.is_tracing():
+            return
+        flags = [solved.flatten() for solved in self.solved]
+        if self.explicit is not None:
+            flags.append(self.explicit.finite)
+        _report_non_finite(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
+
+
+def _layer_in(module: nn.Module) -> Any:
+    """The implicit layer that a wrapper holds, or None."""
+    return next((m for m in module.modules() if isinstance(m, ImplicitLayer)), None)
+
+
+_unread: dict[torch.device, tuple[int, Tensor]] = {}
+
+
+def _report_non_finite(solved: Tensor) -> None:
+    """Memory of the host is read at every call. Elsewhere to read waits for the device: flags are gathered, and read at
+    calls 1, 2, 4, ... 64 and every 64 from there on."""
+    if solved.device.type != "cpu":
+        if solved.is_meta:
+            return
+        calls, flag = _unread.get(solved.device, (0, solved))
+        calls, solved = calls + 1, flag & solved
+        read = calls % 64 == 0 or calls in (1, 2, 4, 8, 16, 32)
+        _unread[solved.device] = calls, torch.ones_like(solved) if read else solved
+        if not read:
+            return
+    if not solved.tolist():  # which no dispatch sees
+        warnings.warn(
+            "An implicit layer met non-finite values; the examples concerned keep their initial guess, or with a "
+            "tolerance their best iterate, and output_im_statistics=True shows which. Lower im_step_size or "
+            "im_learning_rate, or look for NaN in the input or the weights.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+# Files of modules whose only random numbers are those of dropout, told by its probability `p`.
+DROPOUT_ALONE = {
+    "torch.nn.modules.activation",
+    "torch.nn.modules.dropout",
+    "torch.nn.modules.linear",
+    "torch.nn.modules.normalization",
+    "transformers.activations",
+}
+
+
+def _may_draw(layer: nn.Module, parts: list[nn.Module]) -> bool:
+    """Whether `layer`, made of `parts`, may draw random numbers in training.
+
+    False is certain: no dropout has p > 0, and no part is unknown, as an adapter's would be, or hooked. Which mode a
+    module of dropout is in counts for nothing: attention takes the p of its own with a mode of its own.
+    """
+    known = {base.__module__ for base in type(layer).__mro__} | DROPOUT_ALONE
+    return any(
+        type(part).__module__ not in known
+        or isinstance(part, (nn.RReLU, nn.MultiheadAttention))
+        or "forward" in part.__dict__
+        or part._forward_hooks
+        or part._forward_pre_hooks
+        or getattr(part, "p", 0) > 0
+        for part in parts
+    )
+
+
+class LayerMap:
+    """h -> F(h), the plain layer under one forward's mask and arguments; what implicit_step calls the layer."""
+
+    def __init__(self, layer: Any, args: tuple, kwargs: dict, im_pass: Pass):
+        self.plain, self.args, self.kwargs = layer.plain, args, kwargs
+        self.attention = im_pass.attention
+        self.weights: Tensor | None = None  # of attention, as the last evaluation made them
+        self.parts, self.training = [layer], False
+        for part in self.parts:  # which grows, as layer.modules() would, at a tenth of its time
+            if part._modules:
+                self.parts += [child for child in part._modules.values() if child is not None]
+            if part.training:
+                self.training = True
+        del self.parts[0]
+        self.draws = self.training and _may_draw(layer, self.parts)
+        self.twice = False
+        if im_pass.solver.needs_pullback:
+            # Twice differentiated; in training with a graph or not, since reentrant checkpointing runs both.
+            solves = im_pass.method.theta > 0 and im_pass.iterations[layer.training] > 0
+            self.twice = solves and im_pass.gradient.unrolled and (self.training or torch.is_grad_enabled())
+            if not functional() and torch.is_inference_mode_enabled():
+                with torch.inference_mode(False):  # a product cannot save what was made in it
+                    self.args, self.kwargs = torch.utils._pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+
+    @property
+    def selects(self) -> bool:
+        # Other kinds of attention report weights of the whole batch, or know its rows by more than the mask; hooks may.
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
+        return not hooked and self.attention == "sdpa"
+
+    def select(self, rows: Tensor) -> "LayerMap":
+        part, (mask, *rest) = copy.copy(self), self.args
+        part.args = (mask if mask is None or len(mask) == 1 else mask[rows], *rest)
+        return part
+
+    def modules(self) -> list[nn.Module]:
+        """What an evaluation calls, hooks and all: the parts of the layer."""
+        return self.parts
+
+    @property
+    def reported(self) -> list[Tensor]:
+        return [] if self.weights is None else [self.weights]
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        if not self.twice:
+            return self.plain(hidden_states, *self.args, im_map=self, **self.kwargs)
+        with sdpa_kernel(SDPBackend.MATH):
+            return self.plain(hidden_states, *self.args, im_map=self, **self.kwargs)
+
+
+class ImplicitSelfAttention:
+    """The family's, reporting its weights once a solve: transformers records what this module returns at every call."""
+
+    def forward(self, hidden_states: Any, *args: Any, im_map: Any = None, im_report: Any = None, **kwargs) -> Any:
+        if im_report is not None:
+            return None, im_report
+        output, weights = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        if im_map is None or weights is None:
+            return output, weights
+        im_map.weights = weights
+        return output, None
+
+
+class ImplicitLayer:
+    """The family's layer as F of an implicit step, where config.im_layers names its place; else the plain layer."""
+
+    attention: Any
+    training: bool
+    im_place: tuple[int, int] | None = None  # in the list of its encoder's last forward, and that list's length
+
+    @property
+    def config(self) -> Any:
+        return self.attention.self.config
+
+    @property
+    def plain(self) -> Callable:
+        """F, the family's own forward: (batch, length, width), and its arguments, to (batch, length, width)."""
+        return super().forward  # type: ignore[misc]
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any = None, *args, im_pass: Any = None, **kwargs) -> Any:
+        alone, (place, n) = (
+            im_pass is None,
+            self.im_place or (self.attention.self.layer_idx, self.config.num_hidden_layers),
+        )
+        if alone:
+            im_pass = Pass(self.config)
+            im_pass.mask, im_pass.layers = token_mask(attention_mask), self.config.implicit_layers_of(n)
+            im_pass.attention = self.config._attn_implementation
+        if place not in im_pass.layers:
+            return self.plain(hidden_states, attention_mask, *args, **kwargs)
+        F = LayerMap(self, (attention_mask, *args), kwargs, im_pass)
+        # With SDPA transformers hands on no mask where nothing is padded.
+        unpadded = attention_mask is None and im_pass.attention == "sdpa"
+        solution = checked_step(
+            F,
+            hidden_states,
+            im_pass.method,
+            im_pass.solver,
+            im_pass.gradient,
+            im_pass.initial_guess,
+            im_pass.iterations[self.training],
+            im_pass.tolerance,
+            None if unpadded else im_pass.padding(hidden_states),
+        )
+        if F.weights is not None:  # before the statistics evaluate the layer once more
+            weights = F.weights if solution.value.requires_grad else F.weights.detach()
+            # The copy leaves the scope of torch.func, where it may come from.
+            self.attention.self(None, im_report=weights.clone() if functional() else weights)
+        im_pass.add(solution)
+        if alone:
+            im_pass.report()
+        return solution.value
+
+
+class ImplicitEncoder:
+    """The family's stack of layers, each told its place."""
+
+    config: Any
+    layer: Any
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any = None, *args, im_pass: Any = None, **kwargs) -> Any:
+        for name in ("past_key_values", "encoder_hidden_states"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name} must be None for {self.config.model_type!r}, got a {type(kwargs[name]).__name__}: each "
+                    "evaluation of a layer would write the cache again."
+                )
+        if im_pass is None:
+            im_pass = Pass(self.config)
+            im_pass.mask = token_mask(attention_mask)
+        im_pass.enter(self.layer, self.config._attn_implementation)
+        outputs = super().forward(hidden_states, attention_mask, *args, im_pass=im_pass, **kwargs)  # type: ignore[misc]
+        im_pass.report()
+        return outputs
+
+
+def token_mask(attention_mask: Any) -> Tensor | None:
+    """(batch, length), nonzero for real tokens, from what BERT or its layers take as attention_mask."""
+    if attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
+        return attention_mask
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4:
+        got = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        raise ValueError(
+            "attention_mask must be (batch, length), or (batch, heads or 1, length, length) as the layers take it, got "
+            f"{got}."
+        )
+    # A token is real where some query may attend to it: True in a bool mask, no large negative in an additive one.
+    allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask > -1e3
+    return allowed.any(dim=2).any(dim=1)
+
+
+def forward_of(family_forward: Callable, output_class: type, encoder: bool = False) -> Any:
+    """The family's own forward, with output_im_statistics among its arguments and the statistics in its output.
+
+    encoder: this is the model that the heads hold, which reads the token mask.
+    """
+
+    @wraps(family_forward)
+    def forward(self: Any, *args, output_im_statistics=None, return_dict=None, im_pass=None, **kwargs):
+        if im_pass is None:
+            im_pass = Pass(self.config, [] if output_im_statistics else None)
+        if encoder:
+            im_pass.mask = token_mask(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
+        outputs = output_class(**family_forward(self, *args, im_pass=im_pass, return_dict=True, **kwargs))
+        if im_pass.statistics is not None:
+            outputs["im_residuals"] = tuple(residual for residual, _ in im_pass.statistics)
+            outputs["im_iterations_used"] = tuple(steps for _, steps in im_pass.statistics)
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return outputs if return_dict else outputs.to_tuple()
+
+    signature = inspect.signature(family_forward)
+    parameters = list(signature.parameters.values())
+    added = inspect.Parameter(
+        "output_im_statistics", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
+    )
+    has_kwargs = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    parameters.insert(len(parameters) - has_kwargs, added)
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return forward
+
+
+class ImplicitPreTrainedModel:
+    """Before the classes of a family."""
+
+    config_class: Any
+    implicit_classes: ClassVar[dict[type, type]]  # of the family: plain class -> implicit class
+    # The heads average their losses and ignore num_items_in_batch. The Trainer takes the **kwargs of their forward for
+    # the contrary, and would add up the losses of accumulated batches and of processes instead of averaging them.
+    accepts_loss_kwargs = False
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if cls.config_class.model_class is None:  # of the family's first class, in the file that its checkpoints open
+            cls.config_class.model_class = cls
+
+    def __init__(self, config: Any, *args, **kwargs):
+        wanted = self.config_class
+        if getattr(config, "model_type", None) != wanted.model_type:
+            raise ValueError(
+                f"{type(self).__name__} needs an {wanted.__name__}, got {type(config).__name__}; from_pretrained makes "
+                f"one of the family's, or {wanted.__name__}(**config.to_dict())."
+            )
+        config.check_im_fields()
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+
+    def post_init(self) -> None:
+        _become_implicit(self)
+        super().post_init()  # type: ignore[misc]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args, **kwargs) -> Any:
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":  # which names no file
+                raise
+            raise OSError(
+                f"The weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is cut off or no "
+                "safetensors file. Save or download it again."
+            ) from error
+
+
+def _become_implicit(model: Any) -> None:
+    """Gives the family's modules our classes.
+
+    They are not built anew: that would draw other random numbers for the weights than the family does.
+    torch.nn.utils.parametrize changes module.__class__ in the same way.
+    """
+    for module in model.modules():
+        kind = model.implicit_classes.get(type(module))
+        if kind is None:
+            continue
+        module.__class__ = kind
+        if isinstance(module, PreTrainedModel):  # transformers noted by the family's class, where it was built:
+            module._no_split_modules = list(kind._no_split_modules or ())
+            PreTrainedModel.__init__(kind.__new__(kind), module.config)  # which outputs it can record
