@@ -44,6 +44,17 @@ def functional() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
+def _autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _in_vmap() -> bool:
+    """Whether the innermost transform is vmap, whose tensors are gone when what is around it differentiates."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    return torch._C._functorch.peek_interpreter_stack().key() == torch._C._functorch.TransformType.Vmap
+
+
 class FixedMap:
     """F as one fixed function: every evaluation in a forward is the first one again.
 
@@ -61,8 +72,7 @@ class FixedMap:
         self.random = getattr(layer, "draws", getattr(layer, "training", True))
         self.device = x.device
         self.state: tuple | None = None
-        self.autocast = torch.is_grad_enabled() and torch.amp.is_autocast_available(x.device.type)
-        self.autocast = self.autocast and torch.is_autocast_enabled(x.device.type)
+        self.autocast = torch.is_grad_enabled() and not functional() and _autocast(x.device.type)
 
     def __call__(self, y: Tensor) -> Tensor:
         if not self.autocast or torch.is_grad_enabled():
@@ -138,7 +148,8 @@ class Held:
 
     @contextlib.contextmanager
     def _packing(self):
-        known, outer = {"slots": self.slots}, self.outer
+        known: dict[str, Any] = {"slots": self.slots}
+        outer = self.outer
 
         def pack(t):
             kept, t = None, t.data  # a detached tensor would hold its base, and that the graph
@@ -189,7 +200,7 @@ def _product(Fy: Any, y: Any, u: Tensor, **options) -> Tensor:
     """(dF/dy)^T u by autograd, of tensors or their gradient edges."""
     kind = u.device.type
     plain = contextlib.nullcontext()
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if _autocast(kind):
         plain = torch.autocast(kind, enabled=False)  # type: ignore[assignment] # a backward pass casts nothing
     with plain:
         return torch.autograd.grad(Fy, y, u, materialize_grads=True, **options)[0]
@@ -220,21 +231,24 @@ def _with_pullback(F: FixedMap, y: Tensor, keep: bool = False) -> Evaluation:
 
 
 class _Carry(torch.autograd.Function):
-    """`value`, with the gradient handed to each of `carriers`, times its weight."""
-
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(value, weights, *carriers):
+    def forward(ctx, value, weights, *carriers):
+        ctx.weights = weights
         return value.detach()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.weights = inputs[1]
 
     @staticmethod
     def backward(ctx, v):
         return None, None, *(weight * v for weight in ctx.weights)
+
+
+def _carry(value: Tensor, weights: tuple[float, ...], *carriers: Tensor) -> Tensor:
+    """`value`, with the gradient handed to each of `carriers`, times its weight."""
+    if functional():  # to whose tools a function of ours is not transparent; there the zeros added cost little
+        value = value.detach()
+        for weight, carrier in zip(weights, carriers, strict=True):
+            value = value + weight * (carrier - carrier.detach())
+        return value
+    return _Carry.apply(value, weights, *carriers)
 
 
 @dataclass
@@ -265,7 +279,8 @@ class _Problem:
         return Evaluation(whole(part.Fy), None if pullback is None else lambda u: whole(pullback(u[rows])))
 
     def solve(self, evaluate: Callable[..., Evaluation] | None = None) -> Solution:
-        problem = (self.relation, evaluate or self.evaluate, self.solver, self.guess, self.iterations)
+        evaluate = self.evaluate if evaluate is None else evaluate
+        problem = (self.relation, evaluate, self.solver, self.guess, self.iterations)
         if not self.tolerance:
             return solve(*problem)
         return solve_to(*problem, self.tolerance, on_host=not (functional() or torch.jit.is_tracing()))
@@ -329,7 +344,7 @@ class Implicit:
         adjoint: Any = partial(_solve_adjoint, relation.s, relation.c, relation.padding, self.solver, iterations)
         if functional():  # where no graph is at hand: F is evaluated again, which a compiler sees and shares
             Fy = F(value)
-            adjoint = partial(_by_transform, F, value, adjoint)
+            adjoint = _refuse_vmap if _in_vmap() else partial(_by_transform, F, value, adjoint)
         else:
             held, leaf = Held(), value.detach().requires_grad_()
             leaf.register_post_accumulate_grad_hook(_drop_grad)
@@ -338,12 +353,12 @@ class Implicit:
             held.release()
             reported = [weakref.ref(t) for t in getattr(F.layer, "reported", ())]
             adjoint = partial(_by_graph, get_gradient_edge(Fy), get_gradient_edge(leaf), held, reported, adjoint)
-        detached = Fy.detach()
-        return replace(
-            solution,
-            value=_Solved.apply(value, relation.b_over_c, Fy, relation.s / relation.c, adjoint),
-            measure=lambda y: relation.relative_residual(y, detached),
-        )
+        value, found = _Solved.apply(value, relation.b_over_c, Fy, relation.s / relation.c, adjoint), Fy.detach()
+
+        def measure(y: Tensor) -> Tensor:
+            return relation.relative_residual(y, found)
+
+        return Solution(value, solution.steps, solution.solved, solution.tolerance, measure)
 
 
 def _drop_grad(leaf: Tensor) -> None:
@@ -387,6 +402,13 @@ def _by_transform(F, y, adjoint, v) -> Tensor:
     return adjoint(lambda u: pullback(u)[0], v)
 
 
+def _refuse_vmap(v) -> Tensor:
+    raise RuntimeError(
+        "The gradient mode 'implicit' has no derivative through torch.func.vmap; 'unrolled' and 'one_step' have, and "
+        "vmap of torch.func.grad."
+    )
+
+
 def _solve_adjoint(s, c, padding, solver, iterations, pullback, v) -> Tensor:
     """w of (I - (s / c) dF/dy)^T w = v, where `pullback` is u -> (dF/dy)^T u.
 
@@ -420,7 +442,7 @@ class OneStep:
             finite = relation.finite(y)
             y = torch.where(finite, y, guess)  # what such an example returns, and is to be differentiated at
             with torch.enable_grad():
-                moving = _Carry.apply(y, along, problem.x)
+                moving = _carry(y, along, problem.x)
                 if not problem.solver.needs_pullback:
                     tracked = problem.F(moving)
                     return Evaluation(tracked.detach())
@@ -431,13 +453,13 @@ class OneStep:
         with torch.no_grad():
             solution = problem.solve(evaluate)
         held.release()
+        value, solved = solution.value, solution.solved
         if tracked is None:
-            tracked = problem.F(_Carry.apply(solution.value, along, problem.x))
+            tracked = problem.F(_carry(value, along, problem.x))
         else:
-            value, solved = torch.where(finite, solution.value, guess), solution.solved & finite
-            solution = replace(solution, value=value, solved=solved)
-        value = _Carry.apply(solution.value, (1.0, relation.s), relation.b_over_c, tracked)
-        return replace(solution, value=value)
+            value, solved = torch.where(finite, value, guess), solved & finite
+        value = _carry(value, (1.0, relation.s), relation.b_over_c, tracked)
+        return Solution(value, solution.steps, solved, solution.tolerance, solution.measure)
 
 
 def implicit_step(
@@ -506,11 +528,12 @@ def checked_step(layer, x, method, solver, gradient, initial_guess, iterations, 
         return Solution(value, 0, None, tolerance, measure)
     _refuse(layer, x, solver, gradient)
     graph = torch.is_grad_enabled()
-    if explicit or method.theta < 1 or (graph and not x.requires_grad):
+    known = x.requires_grad or functional()  # whose tensors do not tell
+    if explicit or method.theta < 1 or (graph and not known):
         # Where x has no gradient F(x) tells whether F itself has: a frozen layer builds no graph.
-        with _grad_mode(graph and (method.theta < 1 or gradient.unrolled or not x.requires_grad)):
+        with _grad_mode(graph and (method.theta < 1 or gradient.unrolled or not known)):
             Fx = F(x)
-        graph = graph and (x.requires_grad or Fx.requires_grad)
+        graph = graph and (known or Fx.requires_grad)
         if method.theta == 1 and not gradient.unrolled:
             Fx = Fx.detach()
     with _grad_mode(graph):
@@ -553,7 +576,8 @@ def _refuse(layer: Any, x: Tensor, solver: Solver, gradient: Gradient) -> None:
             "im_gradient 'unrolled' needs in training; use 'sdpa' or 'eager', or another im_gradient."
         )
     recorder = "torch.jit.trace" if torch.jit.is_tracing() else "torch.export"
-    recorded = torch.jit.is_tracing() or getattr(torch.compiler, "is_exporting", bool)()  # not in torch 2.6
+    transformed = not torch.compiler.is_compiling() and functional()
+    exporting = getattr(torch.compiler, "is_exporting", bool)() and not torch.compiler.is_dynamo_compiling()
     for refused, why in (
         (any(p.is_meta for p in weights), "which accelerate cannot do with weights that it offloads (device_map)"),
         (
@@ -561,8 +585,13 @@ def _refuse(layer: Any, x: Tensor, solver: Solver, gradient: Gradient) -> None:
             "and weights made under torch.inference_mode have no derivative",
         ),
         (any(type(m).__module__.startswith(QUANTIZED) for m in modules), "and quantized modules have no derivative"),
+        # Before torch 2.13 it would be wrong in silence.
+        (
+            transformed and torch.is_inference_mode_enabled(),
+            "which torch.func does not under inference_mode, but no_grad",
+        ),
         (kind == "flex_attention" and x.device.type == "cpu", f"and {kind!r} has no derivative on a CPU"),
-        (recorded, f"which {recorder} cannot record"),
+        (torch.jit.is_tracing() or exporting, f"which {recorder} cannot record"),
     ):
         if inside and refused:
             raise ValueError(

@@ -51,7 +51,7 @@ class Pass:
         self.config, self.statistics = config, statistics
         self.mask: Tensor | None = None
         self._padding: Tensor | None = None
-        self.layers: frozenset[int] = frozenset()
+        self.layers: tuple[int, ...] = ()
         self.attention = ""  # its implementation
         self.solved: list[Tensor] = []
         self.explicit: Solution | None = None  # the last step that solved nothing
@@ -65,7 +65,7 @@ class Pass:
     def enter(self, layers: Any, attention: str) -> None:
         """Tells each layer of an encoder's list its place in it, as the list is now."""
         n, self.attention = len(layers), attention
-        self.layers = self.config.implicit_layers_of(n)
+        self.layers = tuple(self.config.implicit_layers_of(n))
         if self.layers and len({*layers}) < n:
             raise ValueError(f"im_layers must be [] where one layer stands twice in the encoder, got {n} places.")
         for i, entry in enumerate(layers):
@@ -211,6 +211,12 @@ class LayerMap:
             return self.plain(hidden_states, *self.args, im_map=self, **self.kwargs)
 
 
+# Random states cannot be recorded: a graph breaks there. What is compiled in pieces within torch.func is wrong with torch
+# 2.6, which cannot compile a BERT as one.
+_eagerly = torch.compiler.disable(checked_step)
+NO_PIECES = not hasattr(torch.compiler, "is_exporting")
+
+
 class ImplicitSelfAttention:
     """The family's, reporting its weights once a solve: transformers records what this module returns at every call."""
 
@@ -247,14 +253,17 @@ class ImplicitLayer:
         )
         if alone:
             im_pass = Pass(self.config)
-            im_pass.mask, im_pass.layers = token_mask(attention_mask), self.config.implicit_layers_of(n)
+            im_pass.mask, im_pass.layers = token_mask(attention_mask), tuple(self.config.implicit_layers_of(n))
             im_pass.attention = self.config._attn_implementation
         if place not in im_pass.layers:
             return self.plain(hidden_states, attention_mask, *args, **kwargs)
         F = LayerMap(self, (attention_mask, *args), kwargs, im_pass)
         # With SDPA transformers hands on no mask where nothing is padded.
         unpadded = attention_mask is None and im_pass.attention == "sdpa"
-        solution = checked_step(
+        solve = checked_step
+        if torch.compiler.is_compiling() and (F.draws or (NO_PIECES and im_pass.solver.needs_pullback)):
+            solve = _eagerly
+        solution = solve(
             F,
             hidden_states,
             im_pass.method,

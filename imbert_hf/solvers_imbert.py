@@ -216,7 +216,7 @@ class Anderson:
         d, z = g - y, _damped(y, g, self.damping)
         if state is None:
             return z, _Past(d, z)
-        differences, A, rhs, floor = state[2:]
+        differences, A, rhs, floor = state.differences, state.A, state.rhs, state.floor
         if len(differences) == self.memory:
             differences, A, rhs = differences[1:], tuple(row[1:] for row in A[1:]), rhs[1:]
         dd, dz = d - state.d, z - state.z
