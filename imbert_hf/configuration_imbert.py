@@ -185,8 +185,9 @@ class ImplicitConfig(PretrainedConfig):
                 "checkpoint with the code of its own release, or save it again to take this one's.",
                 stacklevel=2,
             )
-        # Entries read from the Hub point to that repository; a saved copy must point to itself.
-        auto_map = {**(kwargs.pop("auto_map", None) or {}), **self.auto_map_of_family}
+        # Entries read from the Hub point to that repository; a saved copy must point to itself. Others are a user's.
+        own = {name: entry for name, entry in (kwargs.pop("auto_map", None) or {}).items() if "--" not in str(entry)}
+        auto_map = {**self.auto_map_of_family, **own}
         super().__init__(**kwargs)
         for name, value in im_values.items():
             setattr(self, name, value)
@@ -322,6 +323,3 @@ class IMElectraConfig(ImplicitConfig, ElectraConfig):
         "IMElectra",
         *("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"),
     )
-
-
-__all__ = ["IMBertConfig", "IMElectraConfig", "IMRobertaConfig"]

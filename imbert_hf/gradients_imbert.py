@@ -88,8 +88,10 @@ class FixedMap:
             return self.layer(y)
         outer = self._get_state()
         if self.state is None:
-            self.state = outer
-            return self.layer(y)
+            self.state, Fy = outer, self.layer(y)
+            if not torch.compiler.is_compiling():  # what drew nothing has nothing to replay
+                self.random = any(not torch.equal(a, b) for a, b in zip(outer, self._get_state(), strict=True))
+            return Fy
         self._set_state(self.state)
         try:
             return self.layer(y)
@@ -137,29 +139,23 @@ class Held:
     A checkpoint would run its whole region again for every product, and an offload move every tensor. So each tensor
     goes to their hooks and stays here too, until `release`, after which it comes from them; `restore` fetches all of
     them once, for the products of backward. Without hooks around nothing happens.
-
-    Args:
-        outer: False hides the graph from the hooks: it is used within the forward alone.
     """
 
-    def __init__(self, outer: bool = True):
-        self.outer = outer
+    def __init__(self):
         self.slots: list[list] = []  # [what _Keep returned, tensor at hand or None]
 
     @contextlib.contextmanager
     def _packing(self):
         known: dict[str, Any] = {"slots": self.slots}
-        outer = self.outer
 
         def pack(t):
-            kept, t = None, t.data  # a detached tensor would hold its base, and that the graph
-            if outer:
-                known["hooks"].__exit__()  # the hooks around are active now
-                try:
-                    with torch.enable_grad():
-                        kept = _Keep.apply(torch.empty(0, requires_grad=True), t)
-                finally:
-                    known["hooks"].__enter__()
+            t = t.data  # a detached tensor would hold its base, and that the graph
+            known["hooks"].__exit__()  # the hooks around are active now
+            try:
+                with torch.enable_grad():
+                    kept = _Keep.apply(torch.empty(0, requires_grad=True), t)
+            finally:
+                known["hooks"].__enter__()
             known["slots"].append([kept, t])
             return known["slots"][-1]
 
@@ -171,8 +167,7 @@ class Held:
             known.clear()  # `pack` lives as long as the graph: it would hold all of that, and itself
 
     def __call__(self):
-        inactive = functional() or not _saved_tensor_hooks_active()
-        return contextlib.nullcontext() if inactive else self._packing()
+        return self._packing() if not functional() and _hooks_active() else contextlib.nullcontext()
 
     def release(self) -> None:
         for slot in self.slots:
@@ -188,7 +183,7 @@ def _unpack(slot: list) -> Tensor:
     return slot[0].grad_fn.saved_tensors[0] if slot[1] is None else slot[1]
 
 
-def _saved_tensor_hooks_active() -> bool:
+def _hooks_active() -> bool:
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks("probe"):
             return False
@@ -219,7 +214,8 @@ def _with_pullback(F: FixedMap, y: Tensor, keep: bool = False) -> Evaluation:
         Fy = F(y)
         return Evaluation(Fy, lambda u: _product(Fy, y, u, create_graph=not keep, retain_graph=True))
     inference = torch.is_inference_mode_enabled()
-    with torch.inference_mode(False), torch.enable_grad(), Held(outer=False)():
+    hidden = saved_tensors_hooks(lambda t: t.data, lambda t: t)  # from a checkpoint: the graph lives in here alone
+    with torch.inference_mode(False), torch.enable_grad(), hidden if _hooks_active() else contextlib.nullcontext():
         leaf = (y.clone() if inference else y.detach()).requires_grad_()
         Fleaf = F(leaf)
 
@@ -372,7 +368,7 @@ class _Solved(torch.autograd.Function):
 
     @staticmethod
     def forward(value, b, Fy, weight, adjoint):
-        return value.detach()
+        return value.clone()  # what a user changes in place is not what F was evaluated at
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -455,7 +451,7 @@ class OneStep:
         held.release()
         value, solved = solution.value, solution.solved
         if tracked is None:
-            tracked = problem.F(_carry(value, along, problem.x))
+            tracked = problem.F(_carry(value.clone(), along, problem.x))
         else:
             value, solved = torch.where(finite, value, guess), solved & finite
         value = _carry(value, (1.0, relation.s), relation.b_over_c, tracked)

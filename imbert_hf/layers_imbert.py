@@ -50,8 +50,10 @@ class Pass:
     def __init__(self, config: Any, statistics: list[tuple[Tensor, Tensor]] | None = None):
         self.config, self.statistics = config, statistics
         self.mask: Tensor | None = None
+        self.records = False  # whether attentions are asked for
         self._padding: Tensor | None = None
         self.layers: tuple[int, ...] = ()
+        self.places: dict[Any, int] = {}  # of each layer, in this forward
         self.attention = ""  # its implementation
         self.solved: list[Tensor] = []
         self.explicit: Solution | None = None  # the last step that solved nothing
@@ -70,8 +72,10 @@ class Pass:
             raise ValueError(f"im_layers must be [] where one layer stands twice in the encoder, got {n} places.")
         for i, entry in enumerate(layers):
             layer = entry if isinstance(entry, ImplicitLayer) else _layer_in(entry)
-            if layer is not None and layer.im_place != (i, n):
-                layer.im_place = (i, n)
+            if layer is not None:
+                self.places[layer] = i
+                if layer.im_place != (i, n):
+                    layer.im_place = (i, n)
             if layer is None and i in self.layers:
                 name, allowed = type(entry).__name__, "a layer of this model's own class"
                 raise ValueError(f"im_layers names layer {i}, which must be {allowed}, got a {name}.")
@@ -100,7 +104,8 @@ class Pass:
         flags = [solved.flatten() for solved in self.solved]
         if self.explicit is not None:
             flags.append(self.explicit.finite)
-        _report_non_finite(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
+        if flags:
+            _report_non_finite(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
 def _layer_in(module: nn.Module) -> Any:
@@ -133,34 +138,6 @@ def _report_non_finite(solved: Tensor) -> None:
         )
 
 
-# Files of modules whose only random numbers are those of dropout, told by its probability `p`.
-DROPOUT_ALONE = {
-    "torch.nn.modules.activation",
-    "torch.nn.modules.dropout",
-    "torch.nn.modules.linear",
-    "torch.nn.modules.normalization",
-    "transformers.activations",
-}
-
-
-def _may_draw(layer: nn.Module, parts: list[nn.Module]) -> bool:
-    """Whether `layer`, made of `parts`, may draw random numbers in training.
-
-    False is certain: no dropout has p > 0, and no part is unknown, as an adapter's would be, or hooked. Which mode a
-    module of dropout is in counts for nothing: attention takes the p of its own with a mode of its own.
-    """
-    known = {base.__module__ for base in type(layer).__mro__} | DROPOUT_ALONE
-    return any(
-        type(part).__module__ not in known
-        or isinstance(part, (nn.RReLU, nn.MultiheadAttention))
-        or "forward" in part.__dict__
-        or part._forward_hooks
-        or part._forward_pre_hooks
-        or getattr(part, "p", 0) > 0
-        for part in parts
-    )
-
-
 class LayerMap:
     """h -> F(h), the plain layer under one forward's mask and arguments; what implicit_step calls the layer."""
 
@@ -175,7 +152,9 @@ class LayerMap:
             if part.training:
                 self.training = True
         del self.parts[0]
-        self.draws = self.training and _may_draw(layer, self.parts)
+        # A compiler has to know beforehand; else the first evaluation tells.
+        compiling = torch.compiler.is_compiling()
+        self.draws = self.training and (not compiling or any(getattr(part, "p", 0) > 0 for part in self.parts))
         self.twice = False
         if im_pass.solver.needs_pullback:
             # Twice differentiated; in training with a graph or not, since reentrant checkpointing runs both.
@@ -211,8 +190,8 @@ class LayerMap:
             return self.plain(hidden_states, *self.args, im_map=self, **self.kwargs)
 
 
-# Random states cannot be recorded: a graph breaks there. What is compiled in pieces within torch.func is wrong with torch
-# 2.6, which cannot compile a BERT as one.
+# Random states cannot be recorded: a graph breaks there. What is compiled in pieces within torch.func is wrong with
+# torch 2.6, which cannot compile a BERT as one.
 _eagerly = torch.compiler.disable(checked_step)
 NO_PIECES = not hasattr(torch.compiler, "is_exporting")
 
@@ -222,7 +201,7 @@ class ImplicitSelfAttention:
 
     def forward(self, hidden_states: Any, *args: Any, im_map: Any = None, im_report: Any = None, **kwargs) -> Any:
         if im_report is not None:
-            return None, im_report
+            return hidden_states, im_report
         output, weights = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         if im_map is None or weights is None:
             return output, weights
@@ -255,7 +234,8 @@ class ImplicitLayer:
             im_pass = Pass(self.config)
             im_pass.mask, im_pass.layers = token_mask(attention_mask), tuple(self.config.implicit_layers_of(n))
             im_pass.attention = self.config._attn_implementation
-        if place not in im_pass.layers:
+        # A checkpoint's second run of this forward finds the place of this one, whatever came between.
+        if im_pass.places.get(self, place) not in im_pass.layers:
             return self.plain(hidden_states, attention_mask, *args, **kwargs)
         F = LayerMap(self, (attention_mask, *args), kwargs, im_pass)
         # With SDPA transformers hands on no mask where nothing is padded.
@@ -274,10 +254,10 @@ class ImplicitLayer:
             im_pass.tolerance,
             None if unpadded else im_pass.padding(hidden_states),
         )
-        if F.weights is not None:  # before the statistics evaluate the layer once more
+        if F.weights is not None and im_pass.records:  # before the statistics evaluate the layer once more
             weights = F.weights if solution.value.requires_grad else F.weights.detach()
             # The copy leaves the scope of torch.func, where it may come from.
-            self.attention.self(None, im_report=weights.clone() if functional() else weights)
+            self.attention.self(hidden_states, im_report=weights.clone() if functional() else weights)
         im_pass.add(solution)
         if alone:
             im_pass.report()
@@ -332,6 +312,8 @@ def forward_of(family_forward: Callable, output_class: type, encoder: bool = Fal
         if im_pass is None:
             im_pass = Pass(self.config, [] if output_im_statistics else None)
         if encoder:
+            asked = kwargs.get("output_attentions")
+            im_pass.records = self.config.output_attentions if asked is None else asked
             im_pass.mask = token_mask(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
         outputs = output_class(**family_forward(self, *args, im_pass=im_pass, return_dict=True, **kwargs))
         if im_pass.statistics is not None:

@@ -1,22 +1,12 @@
 """IM-ELECTRA: ELECTRA with layers that take an implicit step. Drop-in: its parameters, heads, arguments and outputs.
 
-The connection stands in layers_imbert.py, once for all families. This file travels with every checkpoint of the
-family, and imports all that travel with it, so that older loaders copy them too. MaskedLM is the generator's head.
+The connection stands in layers_imbert.py, once for all families. This file travels with every checkpoint of the family,
+and imports all that travel with it, so that older loaders copy them too. MaskedLM is the generator's head.
 """
 
 from typing import ClassVar
 
-from transformers.models.electra.modeling_electra import (
-    ElectraEncoder,
-    ElectraForMaskedLM,
-    ElectraForQuestionAnswering,
-    ElectraForSequenceClassification,
-    ElectraForTokenClassification,
-    ElectraLayer,
-    ElectraModel,
-    ElectraPreTrainedModel,
-    ElectraSelfAttention,
-)
+from transformers.models.electra import modeling_electra as family
 
 from .configuration_imbert import IMElectraConfig
 from .gradients_imbert import implicit_step  # noqa: F401 - so that it travels, as solvers_imbert
@@ -31,56 +21,46 @@ from .outputs_imbert import (
 from .solvers_imbert import Solver  # noqa: F401
 
 
-class IMElectraSelfAttention(ImplicitSelfAttention, ElectraSelfAttention):
+class IMElectraSelfAttention(ImplicitSelfAttention, family.ElectraSelfAttention):
     pass
 
 
-class IMElectraLayer(ImplicitLayer, ElectraLayer):
+class IMElectraLayer(ImplicitLayer, family.ElectraLayer):
     pass
 
 
-class IMElectraEncoder(ImplicitEncoder, ElectraEncoder):
+class IMElectraEncoder(ImplicitEncoder, family.ElectraEncoder):
     pass
 
 
-class IMElectraPreTrainedModel(ImplicitPreTrainedModel, ElectraPreTrainedModel):
+class IMElectraPreTrainedModel(ImplicitPreTrainedModel, family.ElectraPreTrainedModel):
     config_class = IMElectraConfig
     _no_split_modules = ["ElectraEmbeddings", "IMElectraLayer"]  # noqa: RUF012 - as transformers declares it
     implicit_classes: ClassVar[dict[type, type]] = {
-        ElectraSelfAttention: IMElectraSelfAttention,
-        ElectraLayer: IMElectraLayer,
-        ElectraEncoder: IMElectraEncoder,
+        family.ElectraSelfAttention: IMElectraSelfAttention,
+        family.ElectraLayer: IMElectraLayer,
+        family.ElectraEncoder: IMElectraEncoder,
     }
 
 
-class IMElectraModel(IMElectraPreTrainedModel, ElectraModel):
-    forward = forward_of(ElectraModel.forward, IMElectraModelOutput, encoder=True)
+class IMElectraModel(IMElectraPreTrainedModel, family.ElectraModel):
+    forward = forward_of(family.ElectraModel.forward, IMElectraModelOutput, encoder=True)
 
 
-IMElectraPreTrainedModel.implicit_classes[ElectraModel] = IMElectraModel
+IMElectraPreTrainedModel.implicit_classes[family.ElectraModel] = IMElectraModel
 
 
-class IMElectraForMaskedLM(IMElectraPreTrainedModel, ElectraForMaskedLM):
-    forward = forward_of(ElectraForMaskedLM.forward, IMMaskedLMOutput)
+class IMElectraForMaskedLM(IMElectraPreTrainedModel, family.ElectraForMaskedLM):
+    forward = forward_of(family.ElectraForMaskedLM.forward, IMMaskedLMOutput)
 
 
-class IMElectraForSequenceClassification(IMElectraPreTrainedModel, ElectraForSequenceClassification):
-    forward = forward_of(ElectraForSequenceClassification.forward, IMSequenceClassifierOutput)
+class IMElectraForSequenceClassification(IMElectraPreTrainedModel, family.ElectraForSequenceClassification):
+    forward = forward_of(family.ElectraForSequenceClassification.forward, IMSequenceClassifierOutput)
 
 
-class IMElectraForTokenClassification(IMElectraPreTrainedModel, ElectraForTokenClassification):
-    forward = forward_of(ElectraForTokenClassification.forward, IMTokenClassifierOutput)
+class IMElectraForTokenClassification(IMElectraPreTrainedModel, family.ElectraForTokenClassification):
+    forward = forward_of(family.ElectraForTokenClassification.forward, IMTokenClassifierOutput)
 
 
-class IMElectraForQuestionAnswering(IMElectraPreTrainedModel, ElectraForQuestionAnswering):
-    forward = forward_of(ElectraForQuestionAnswering.forward, IMQuestionAnsweringModelOutput)
-
-
-__all__ = [
-    "IMElectraForMaskedLM",
-    "IMElectraForQuestionAnswering",
-    "IMElectraForSequenceClassification",
-    "IMElectraForTokenClassification",
-    "IMElectraModel",
-    "IMElectraPreTrainedModel",
-]
+class IMElectraForQuestionAnswering(IMElectraPreTrainedModel, family.ElectraForQuestionAnswering):
+    forward = forward_of(family.ElectraForQuestionAnswering.forward, IMQuestionAnsweringModelOutput)

@@ -1,25 +1,12 @@
 """IM-BERT: BERT with layers that take an implicit step. Drop-in: its parameters, heads, arguments and outputs.
 
-The connection stands in layers_imbert.py, once for all families. This file travels with every checkpoint, and imports
-all that travel with it, so that older loaders copy them too.
+The connection stands in layers_imbert.py, once for all families. This file travels with every checkpoint of the family,
+and imports all that travel with it, so that older loaders copy them too.
 """
 
 from typing import ClassVar
 
-from transformers.models.bert.modeling_bert import (
-    BertEncoder,
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertLayer,
-    BertModel,
-    BertPreTrainedModel,
-    BertSelfAttention,
-)
+from transformers.models.bert import modeling_bert as family
 
 from .configuration_imbert import IMBertConfig
 from .gradients_imbert import implicit_step  # noqa: F401 - so that it travels, as solvers_imbert
@@ -37,71 +24,58 @@ from .outputs_imbert import (
 from .solvers_imbert import Solver  # noqa: F401
 
 
-class IMBertSelfAttention(ImplicitSelfAttention, BertSelfAttention):
+class IMBertSelfAttention(ImplicitSelfAttention, family.BertSelfAttention):
     pass
 
 
-class IMBertLayer(ImplicitLayer, BertLayer):
+class IMBertLayer(ImplicitLayer, family.BertLayer):
     pass
 
 
-class IMBertEncoder(ImplicitEncoder, BertEncoder):
+class IMBertEncoder(ImplicitEncoder, family.BertEncoder):
     pass
 
 
-class IMBertPreTrainedModel(ImplicitPreTrainedModel, BertPreTrainedModel):
+class IMBertPreTrainedModel(ImplicitPreTrainedModel, family.BertPreTrainedModel):
     config_class = IMBertConfig
     _no_split_modules = ["BertEmbeddings", "IMBertLayer"]  # noqa: RUF012 - as transformers declares it
     implicit_classes: ClassVar[dict[type, type]] = {
-        BertSelfAttention: IMBertSelfAttention,
-        BertLayer: IMBertLayer,
-        BertEncoder: IMBertEncoder,
+        family.BertSelfAttention: IMBertSelfAttention,
+        family.BertLayer: IMBertLayer,
+        family.BertEncoder: IMBertEncoder,
     }
 
 
-class IMBertModel(IMBertPreTrainedModel, BertModel):
-    forward = forward_of(BertModel.forward, IMBertModelOutput, encoder=True)
+class IMBertModel(IMBertPreTrainedModel, family.BertModel):
+    forward = forward_of(family.BertModel.forward, IMBertModelOutput, encoder=True)
 
 
-IMBertPreTrainedModel.implicit_classes[BertModel] = IMBertModel
+IMBertPreTrainedModel.implicit_classes[family.BertModel] = IMBertModel
 
 
-class IMBertForPreTraining(IMBertPreTrainedModel, BertForPreTraining):
-    forward = forward_of(BertForPreTraining.forward, IMBertForPreTrainingOutput)
+class IMBertForPreTraining(IMBertPreTrainedModel, family.BertForPreTraining):
+    forward = forward_of(family.BertForPreTraining.forward, IMBertForPreTrainingOutput)
 
 
-class IMBertForMaskedLM(IMBertPreTrainedModel, BertForMaskedLM):
-    forward = forward_of(BertForMaskedLM.forward, IMMaskedLMOutput)
+class IMBertForMaskedLM(IMBertPreTrainedModel, family.BertForMaskedLM):
+    forward = forward_of(family.BertForMaskedLM.forward, IMMaskedLMOutput)
 
 
-class IMBertForNextSentencePrediction(IMBertPreTrainedModel, BertForNextSentencePrediction):
-    forward = forward_of(BertForNextSentencePrediction.forward, IMNextSentencePredictorOutput)
+class IMBertForNextSentencePrediction(IMBertPreTrainedModel, family.BertForNextSentencePrediction):
+    forward = forward_of(family.BertForNextSentencePrediction.forward, IMNextSentencePredictorOutput)
 
 
-class IMBertForSequenceClassification(IMBertPreTrainedModel, BertForSequenceClassification):
-    forward = forward_of(BertForSequenceClassification.forward, IMSequenceClassifierOutput)
+class IMBertForSequenceClassification(IMBertPreTrainedModel, family.BertForSequenceClassification):
+    forward = forward_of(family.BertForSequenceClassification.forward, IMSequenceClassifierOutput)
 
 
-class IMBertForMultipleChoice(IMBertPreTrainedModel, BertForMultipleChoice):
-    forward = forward_of(BertForMultipleChoice.forward, IMMultipleChoiceModelOutput)
+class IMBertForMultipleChoice(IMBertPreTrainedModel, family.BertForMultipleChoice):
+    forward = forward_of(family.BertForMultipleChoice.forward, IMMultipleChoiceModelOutput)
 
 
-class IMBertForTokenClassification(IMBertPreTrainedModel, BertForTokenClassification):
-    forward = forward_of(BertForTokenClassification.forward, IMTokenClassifierOutput)
+class IMBertForTokenClassification(IMBertPreTrainedModel, family.BertForTokenClassification):
+    forward = forward_of(family.BertForTokenClassification.forward, IMTokenClassifierOutput)
 
 
-class IMBertForQuestionAnswering(IMBertPreTrainedModel, BertForQuestionAnswering):
-    forward = forward_of(BertForQuestionAnswering.forward, IMQuestionAnsweringModelOutput)
-
-
-__all__ = [
-    "IMBertForMaskedLM",
-    "IMBertForMultipleChoice",
-    "IMBertForNextSentencePrediction",
-    "IMBertForPreTraining",
-    "IMBertForQuestionAnswering",
-    "IMBertForSequenceClassification",
-    "IMBertForTokenClassification",
-    "IMBertModel",
-    "IMBertPreTrainedModel",
-]
+class IMBertForQuestionAnswering(IMBertPreTrainedModel, family.BertForQuestionAnswering):
+    forward = forward_of(family.BertForQuestionAnswering.forward, IMQuestionAnsweringModelOutput)

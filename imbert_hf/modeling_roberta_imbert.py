@@ -1,22 +1,12 @@
 """IM-RoBERTa: RoBERTa with layers that take an implicit step. Drop-in: its parameters, heads, arguments and outputs.
 
-The connection stands in layers_imbert.py, once for all families. This file travels with every checkpoint of the
-family, and imports all that travel with it, so that older loaders copy them too.
+The connection stands in layers_imbert.py, once for all families. This file travels with every checkpoint of the family,
+and imports all that travel with it, so that older loaders copy them too.
 """
 
 from typing import ClassVar
 
-from transformers.models.roberta.modeling_roberta import (
-    RobertaEncoder,
-    RobertaForMaskedLM,
-    RobertaForQuestionAnswering,
-    RobertaForSequenceClassification,
-    RobertaForTokenClassification,
-    RobertaLayer,
-    RobertaModel,
-    RobertaPreTrainedModel,
-    RobertaSelfAttention,
-)
+from transformers.models.roberta import modeling_roberta as family
 
 from .configuration_imbert import IMRobertaConfig
 from .gradients_imbert import implicit_step  # noqa: F401 - so that it travels, as solvers_imbert
@@ -31,56 +21,46 @@ from .outputs_imbert import (
 from .solvers_imbert import Solver  # noqa: F401
 
 
-class IMRobertaSelfAttention(ImplicitSelfAttention, RobertaSelfAttention):
+class IMRobertaSelfAttention(ImplicitSelfAttention, family.RobertaSelfAttention):
     pass
 
 
-class IMRobertaLayer(ImplicitLayer, RobertaLayer):
+class IMRobertaLayer(ImplicitLayer, family.RobertaLayer):
     pass
 
 
-class IMRobertaEncoder(ImplicitEncoder, RobertaEncoder):
+class IMRobertaEncoder(ImplicitEncoder, family.RobertaEncoder):
     pass
 
 
-class IMRobertaPreTrainedModel(ImplicitPreTrainedModel, RobertaPreTrainedModel):
+class IMRobertaPreTrainedModel(ImplicitPreTrainedModel, family.RobertaPreTrainedModel):
     config_class = IMRobertaConfig
     _no_split_modules = ["RobertaEmbeddings", "IMRobertaLayer"]  # noqa: RUF012 - as transformers declares it
     implicit_classes: ClassVar[dict[type, type]] = {
-        RobertaSelfAttention: IMRobertaSelfAttention,
-        RobertaLayer: IMRobertaLayer,
-        RobertaEncoder: IMRobertaEncoder,
+        family.RobertaSelfAttention: IMRobertaSelfAttention,
+        family.RobertaLayer: IMRobertaLayer,
+        family.RobertaEncoder: IMRobertaEncoder,
     }
 
 
-class IMRobertaModel(IMRobertaPreTrainedModel, RobertaModel):
-    forward = forward_of(RobertaModel.forward, IMBertModelOutput, encoder=True)
+class IMRobertaModel(IMRobertaPreTrainedModel, family.RobertaModel):
+    forward = forward_of(family.RobertaModel.forward, IMBertModelOutput, encoder=True)
 
 
-IMRobertaPreTrainedModel.implicit_classes[RobertaModel] = IMRobertaModel
+IMRobertaPreTrainedModel.implicit_classes[family.RobertaModel] = IMRobertaModel
 
 
-class IMRobertaForMaskedLM(IMRobertaPreTrainedModel, RobertaForMaskedLM):
-    forward = forward_of(RobertaForMaskedLM.forward, IMMaskedLMOutput)
+class IMRobertaForMaskedLM(IMRobertaPreTrainedModel, family.RobertaForMaskedLM):
+    forward = forward_of(family.RobertaForMaskedLM.forward, IMMaskedLMOutput)
 
 
-class IMRobertaForSequenceClassification(IMRobertaPreTrainedModel, RobertaForSequenceClassification):
-    forward = forward_of(RobertaForSequenceClassification.forward, IMSequenceClassifierOutput)
+class IMRobertaForSequenceClassification(IMRobertaPreTrainedModel, family.RobertaForSequenceClassification):
+    forward = forward_of(family.RobertaForSequenceClassification.forward, IMSequenceClassifierOutput)
 
 
-class IMRobertaForTokenClassification(IMRobertaPreTrainedModel, RobertaForTokenClassification):
-    forward = forward_of(RobertaForTokenClassification.forward, IMTokenClassifierOutput)
+class IMRobertaForTokenClassification(IMRobertaPreTrainedModel, family.RobertaForTokenClassification):
+    forward = forward_of(family.RobertaForTokenClassification.forward, IMTokenClassifierOutput)
 
 
-class IMRobertaForQuestionAnswering(IMRobertaPreTrainedModel, RobertaForQuestionAnswering):
-    forward = forward_of(RobertaForQuestionAnswering.forward, IMQuestionAnsweringModelOutput)
-
-
-__all__ = [
-    "IMRobertaForMaskedLM",
-    "IMRobertaForQuestionAnswering",
-    "IMRobertaForSequenceClassification",
-    "IMRobertaForTokenClassification",
-    "IMRobertaModel",
-    "IMRobertaPreTrainedModel",
-]
+class IMRobertaForQuestionAnswering(IMRobertaPreTrainedModel, family.RobertaForQuestionAnswering):
+    forward = forward_of(family.RobertaForQuestionAnswering.forward, IMQuestionAnsweringModelOutput)

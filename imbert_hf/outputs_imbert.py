@@ -4,18 +4,10 @@ This file travels with every checkpoint: it imports torch, transformers and the 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import (
-    BaseModelOutputWithCrossAttentions,
-    BaseModelOutputWithPoolingAndCrossAttentions,
-    MaskedLMOutput,
-    MultipleChoiceModelOutput,
-    NextSentencePredictorOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from transformers import modeling_outputs as outputs
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 
@@ -33,46 +25,19 @@ class _Statistics:
     im_iterations_used: tuple[Tensor, ...] | None = None
 
 
-@dataclass
-class IMBertModelOutput(_Statistics, BaseModelOutputWithPoolingAndCrossAttentions):
-    pass
+def _with_statistics(name: str, family_output: type) -> Any:
+    """The dataclass `name` of this module: transformers' output and _Statistics."""
+    return dataclass(type(name, (_Statistics, family_output), {"__module__": __name__}))
 
 
-@dataclass
-class IMElectraModelOutput(_Statistics, BaseModelOutputWithCrossAttentions):
-    """Without a pooled output, which ELECTRA has not."""
-
-
-@dataclass
-class IMBertForPreTrainingOutput(_Statistics, BertForPreTrainingOutput):
-    pass
-
-
-@dataclass
-class IMMaskedLMOutput(_Statistics, MaskedLMOutput):
-    pass
-
-
-@dataclass
-class IMNextSentencePredictorOutput(_Statistics, NextSentencePredictorOutput):
-    pass
-
-
-@dataclass
-class IMSequenceClassifierOutput(_Statistics, SequenceClassifierOutput):
-    pass
-
-
-@dataclass
-class IMMultipleChoiceModelOutput(_Statistics, MultipleChoiceModelOutput):
-    pass
-
-
-@dataclass
-class IMTokenClassifierOutput(_Statistics, TokenClassifierOutput):
-    pass
-
-
-@dataclass
-class IMQuestionAnsweringModelOutput(_Statistics, QuestionAnsweringModelOutput):
-    pass
+IMBertModelOutput = _with_statistics("IMBertModelOutput", outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+IMElectraModelOutput = _with_statistics("IMElectraModelOutput", outputs.BaseModelOutputWithCrossAttentions)  # no pooler
+IMBertForPreTrainingOutput = _with_statistics("IMBertForPreTrainingOutput", BertForPreTrainingOutput)
+IMMaskedLMOutput = _with_statistics("IMMaskedLMOutput", outputs.MaskedLMOutput)
+IMNextSentencePredictorOutput = _with_statistics("IMNextSentencePredictorOutput", outputs.NextSentencePredictorOutput)
+IMSequenceClassifierOutput = _with_statistics("IMSequenceClassifierOutput", outputs.SequenceClassifierOutput)
+IMMultipleChoiceModelOutput = _with_statistics("IMMultipleChoiceModelOutput", outputs.MultipleChoiceModelOutput)
+IMTokenClassifierOutput = _with_statistics("IMTokenClassifierOutput", outputs.TokenClassifierOutput)
+IMQuestionAnsweringModelOutput = _with_statistics(
+    "IMQuestionAnsweringModelOutput", outputs.QuestionAnsweringModelOutput
+)

@@ -19,7 +19,6 @@ This file travels with every checkpoint: it imports torch and the standard libra
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -282,22 +281,24 @@ class Solution:
     tolerance: float
     measure: Callable[[Tensor], Tensor]  # of the value
 
-    @cached_property
+    @property
     def residual(self) -> Tensor:
-        with torch.no_grad():
-            return self.measure(self.value.detach()).flatten()
+        if "_residual" not in self.__dict__:
+            with torch.no_grad():
+                self._residual = self.measure(self.value.detach()).flatten()
+        return self._residual
 
     @property
     def converged(self) -> Tensor:
         return self.residual <= (self.tolerance or 1e-2)
 
-    @cached_property
+    @property
     def num_steps(self) -> Tensor:
         if isinstance(self.steps, Tensor):
             return self.steps.flatten()
         return torch.where(self.finite, self.steps, 0)
 
-    @cached_property
+    @property
     def finite(self) -> Tensor:
         return self.value.detach().flatten(1).isfinite().all(1) if self.solved is None else self.solved.flatten()
 

@@ -227,3 +227,19 @@ def test_import_lines_outside_code_would_be_read_by_the_loader():
         nodes = ast.walk(ast.parse((PACKAGE / name).read_text()))
         imports = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
         assert set(get_relative_imports(PACKAGE / name)) == imports
+
+
+OLD = Path(__file__).parent / "checkpoint_of_0.1.0"  # written by commit 1e0b0f5, with its logits
+
+
+@pytest.mark.parametrize("setting", json.loads((OLD / "logits.json").read_text()))
+def test_a_checkpoint_of_before_has_the_same_logits(setting):
+    solver, tolerance = setting.split()
+    model = AutoModelForSequenceClassification.from_pretrained(
+        OLD, im_solver=solver, im_tolerance=float(tolerance)
+    ).eval()
+    ids = torch.tensor([[5, 6, 7, 8, 0, 0], [9, 10, 11, 12, 13, 14]])
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=(ids != 0).long()).logits
+    expected = torch.tensor(json.loads((OLD / "logits.json").read_text())[setting])
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)

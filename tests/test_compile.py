@@ -1,11 +1,14 @@
 """torch.compile against eager: one graph in inference, and in training where no dropout is active."""
 
+import functools
 import shutil
 
 import pytest
 import torch
-from conftest import imbert_config, lively
+from conftest import bert_config, imbert_config, lively
 from test_modeling import PAIRS
+from torch._dynamo.exc import Unsupported
+from transformers import BertForSequenceClassification
 
 from imbert_hf import IMBertForSequenceClassification
 
@@ -14,6 +17,7 @@ from imbert_hf import IMBertForSequenceClassification
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 SOLVERS = ("fixed_point", "anderson", "gradient_descent")
 
 
@@ -26,47 +30,78 @@ def compiled(model, backend="aot_eager", **options):
     return torch.compile(model, backend=backend, **options)
 
 
+@functools.cache
+def why_bert_is_not_one_graph() -> str:
+    """What torch says of the plain BERT, which an old torch cannot compile as one graph; else nothing."""
+    model = lively(BertForSequenceClassification(bert_config(num_hidden_layers=1))).eval()
+    ids = torch.tensor([[3, 4, 5]])
+    try:
+        with torch.no_grad():
+            compiled(model, fullgraph=True)(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Unsupported as error:
+        return str(error).partition("\n")[0]
+    return ""
+
+
+def compiled_whole(model, **options):
+    """As one graph where plain BERT is one; elsewhere in pieces, whose numbers must be right all the same."""
+    return compiled(model, fullgraph=not why_bert_is_not_one_graph(), **options)
+
+
+def test_plain_bert_is_one_graph():
+    """If not, the tests below say nothing of graphs."""
+    if why := why_bert_is_not_one_graph():
+        pytest.skip(f"torch {torch.__version__} breaks the graph of transformers' BERT: {why}")
+
+
 @pytest.mark.parametrize("tolerance", [0.0, 1e-2])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_inference_is_one_graph(solver, tolerance, batch):
     model = model_with(im_solver=solver, im_tolerance=tolerance, im_learning_rate=0.02).eval()
     with torch.no_grad():
-        torch.testing.assert_close(
-            compiled(model, fullgraph=True)(**batch).logits, model(**batch).logits, rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(compiled_whole(model)(**batch).logits, model(**batch).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)
 def test_training_without_dropout_is_one_graph(solver, gradient, batch):
-    check_training(solver, gradient, batch)
+    model = model_with(im_solver=solver, im_gradient=gradient, im_learning_rate=0.02, **NO_DROPOUT)
+    assert_same(*trained(model, compiled_whole(model), batch))
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
 def test_training_compiled_to_machine_code(batch):
-    check_training("fixed_point", "implicit", batch, backend="inductor")
+    def both(model):
+        return trained(model, compiled_whole(model, backend="inductor"), batch)
 
-
-def check_training(solver, gradient, batch, **options):
-    model = model_with(im_solver=solver, im_gradient=gradient, im_learning_rate=0.02, **NO_DROPOUT).train()
-    labels = torch.tensor([0, 1, 1])
-    found = []
-    for one in (model, compiled(model, fullgraph=True, **options)):
-        model.zero_grad()
-        loss = one(**batch, labels=labels).loss
-        loss.backward()
-        found.append((loss.detach(), [p.grad for p in model.parameters()]))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    found = both(model_with(**NO_DROPOUT))
+    if wrong := differing(*found):
+        plain = differing(*both(lively(BertForSequenceClassification(bert_config(num_hidden_layers=1, **NO_DROPOUT)))))
+        if wrong <= plain:  # inductor's own: torch 2.6 loses gradients of embeddings whose ids repeat
+            pytest.skip(f"torch {torch.__version__} gets these of plain BERT wrong too: {', '.join(sorted(wrong))}")
+    assert_same(*found)
 
 
 @pytest.mark.parametrize("solver", ["fixed_point", "gradient_descent"])
 def test_training_with_dropout_breaks_the_graph_and_has_the_same_gradients(solver, batch):
-    model = model_with(im_solver=solver, im_learning_rate=0.02).train()
-    labels = torch.tensor([0, 1, 1])
+    model = model_with(im_solver=solver, im_learning_rate=0.02)
+    assert_same(*trained(model, compiled(model), batch))
+
+
+def trained(model, other, batch):
+    """The loss and the gradients of the model, and those that the same model makes compiled."""
     found = []
-    for one in (model, compiled(model)):
+    for one in (model.train(), other):
         model.zero_grad()
         torch.manual_seed(0)
-        loss = one(**batch, labels=labels).loss
+        loss = one(**batch, labels=torch.tensor([0, 1, 1])).loss
         loss.backward()
-        found.append((loss.detach(), [p.grad for p in model.parameters()]))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+        found.append({"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters()})
+    return found
+
+
+def assert_same(eager, other):
+    torch.testing.assert_close(other, eager, **CLOSE)
+
+
+def differing(eager, other):
+    return {name for name, value in eager.items() if not torch.allclose(other[name], value, **CLOSE)}

@@ -1,10 +1,12 @@
-"""Models as people treat them: cut, stacked and reordered lists, parts called by hand, other configs, transforms, traces,
-hooks, subclasses; each against what a fresh forward, or a save and a load, says.
+"""Models as people treat them: edited lists, parts called by hand, other configs, own classes, transforms, traces.
+
+Each against what a fresh forward, or a save and a load, says.
 """
 
 import itertools
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -265,7 +267,9 @@ def test_vmap_over_stacked_models(solver, gradient, tolerance, batch):
     logits = vmap(run)(parameters, buffers)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     if gradient == "implicit":
-        with pytest.raises(RuntimeError, match="no derivative through torch.func.vmap; 'unrolled' and 'one_step' have"):
+        with pytest.raises(
+            RuntimeError, match=r"no derivative through torch\.func\.vmap; 'unrolled' and 'one_step' have"
+        ):
             logits.sum().backward()
         return
     logits.sum().backward()
@@ -279,7 +283,7 @@ def test_vmap_over_stacked_models(solver, gradient, tolerance, batch):
 def test_products_of_torch_func_under_inference_mode_are_refused(batch):
     model = model_of(2, im_solver="gradient_descent", attn_implementation="eager")
     parameters, buffers = stack_module_state([model])
-    with torch.inference_mode(), pytest.raises(ValueError, match="which torch.func does not under inference_mode"):
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"which torch\.func does not under inference_mode"):
         vmap(lambda p, b: functional_call(model, (p, b), (), batch).logits)(parameters, buffers)
 
 
@@ -316,7 +320,7 @@ def test_a_trace_makes_every_step(solver, tolerance, batch):
     model = model_of(2, return_dict=False, attn_implementation="eager", **fields)
     easy = torch.zeros_like(batch["input_ids"])
     if solver == "gradient_descent":
-        with pytest.raises(ValueError, match="which torch.jit.trace cannot record; use 'fixed_point' or 'anderson'"):
+        with pytest.raises(ValueError, match=r"which torch\.jit\.trace cannot record; use 'fixed_point' or 'anderson'"):
             torch.jit.trace(model, (easy,), check_trace=False)
         return
     with torch.no_grad():
@@ -405,3 +409,62 @@ print([k for a, b in zip(before, after) for k in b if k not in a or a[k] is not 
 def test_one_config_of_a_pair_is_of_use_to_these_tests(batch):
     bert, model = pair_of("BertForSequenceClassification", im_layers=[])
     torch.testing.assert_close(model(**batch).logits, bert(**batch).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpoint_runs_again_at_the_place_of_its_forward(use_reentrant, batch):
+    """Two forwards with a cut between them, and one backward."""
+    expected = []
+    for checkpointing in (False, True):
+        model = model_of(3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+        if checkpointing:
+            options = {"use_reentrant": use_reentrant}
+            model._set_gradient_checkpointing(True, partial(torch.utils.checkpoint.checkpoint, **options))
+        first = model(**batch).logits.square().sum()
+        model.bert.encoder.layer = model.bert.encoder.layer[:2]
+        (first + model(**batch).logits.square().sum()).backward()
+        expected.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_hooks_on_attention_and_changes_of_the_output_in_place(solver, batch):
+    for gradient in ("unrolled", "implicit", "one_step"):
+        model = model_of(2, im_solver=solver, im_gradient=gradient, attn_implementation="eager")
+        attention = model.bert.encoder.layer[-1].attention.self
+        attention.register_forward_hook(lambda module, args, output: (2 * output[0], *output[1:]))
+        attention.register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:]))
+        model.bert.encoder.layer[-1].register_forward_hook(lambda module, args, output: output.add_(1))
+        assert len(model(**batch, output_attentions=True).attentions) == 2
+        model(**batch).logits.sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_randomness_that_is_no_dropout_module_is_one_draw_a_solve(solver, batch):
+    model = model_of(1, im_solver=solver, im_iterations=300, im_learning_rate=0.2).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    layer = model.bert.encoder.layer[0]
+    feed_forward = layer.feed_forward_chunk
+    layer.feed_forward_chunk = lambda h: feed_forward(h) + 0.3 * torch.randn_like(h)
+    outputs = model(**batch, output_im_statistics=True)
+    assert (outputs.im_residuals[0] < 1e-2).all()
+
+
+def test_a_layer_that_is_skipped_is_no_fault(batch):
+    model = model_of(2)
+    layer = model.bert.encoder.layer[-1]
+    layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
+    assert model(**batch).logits.isfinite().all()
+
+
+def test_a_class_that_a_user_registers_stays_in_the_auto_map(tmp_path):
+    entry = {
+        "AutoModelForSequenceClassification": "mine.Mine",
+        "AutoModel": "someone/else--modeling_imbert.IMBertModel",
+    }
+    imbert_config(auto_map=entry).save_pretrained(tmp_path)
+    found = IMBertConfig.from_pretrained(tmp_path).auto_map
+    assert found == {**IMBertConfig().auto_map, "AutoModelForSequenceClassification": "mine.Mine"}

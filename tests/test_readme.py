@@ -13,7 +13,17 @@ HUB_ID = "google-bert/bert-base-uncased"
 # What the table "Works with" covers: tests/test_<name>.py.
 ECOSYSTEM = (
     *("families", "pipelines", "trainer", "loading", "compile", "export", "faults", "properties", "row_agreement"),
-    *("peft", "sentence_transformers", "metrics", "accelerate", "distributed", "push_to_hub", "checkpoints"),
+    *(
+        "edited_models",
+        "between_forward_and_backward",
+        "peft",
+        "sentence_transformers",
+        "metrics",
+        "accelerate",
+        "distributed",
+        "push_to_hub",
+        "checkpoints",
+    ),
 )
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 

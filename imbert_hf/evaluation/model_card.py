@@ -28,6 +28,7 @@ def render(
     folder: Path,
     results: Results,
     *,
+    repo_id: str | None = None,
     license: str | None = None,
     base_license: str | None = None,
     base_model: str | None = None,
@@ -37,6 +38,7 @@ def render(
     Args:
         folder: of the checkpoint, with config.json.
         results: of read_results, for the same folder.
+        repo_id: where it will be loaded from; None: the folder's name.
         license: of the checkpoint, as the Hub spells it ("apache-2.0").
         base_license: of the checkpoint that was fine-tuned.
         base_model: Hub id of that; None: as the training tells, where it was loaded from the Hub.
@@ -54,7 +56,7 @@ def render(
     measured = {entry.get("task") for entries in [*of.values(), [training or {}]] for entry in entries}
     known = [task for task in TASKS if task in measured]
     family = FAMILIES.get(config.get("model_type", ""))
-    title = folder.resolve().name
+    title = repo_id.rsplit("/", 1)[-1] if repo_id else folder.resolve().name
     evaluations = _advglue_evaluations(of["results"]) + _glue_evaluations(training)
     data = ModelCardData(
         language="en" if known else None,
@@ -73,7 +75,7 @@ def render(
         template_str=template(),
         mark=MARK,
         title=title,
-        repo=title,
+        repo=repo_id or title,
         base=base_model,
         base_license=base_license,
         labels=[config["id2label"][i] for i in sorted(config.get("id2label", {}), key=int)],

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", help='of the checkpoint, as the Hub spells it: "apache-2.0", "mit", ...')
     parser.add_argument("--base-license", help="of the checkpoint that was fine-tuned")
     parser.add_argument("--base-model", metavar="ID", help="of the Hub (default: as --training tells)")
+    parser.add_argument("--repo-id", metavar="NAME/REPO", help="where the checkpoint is, or will be, on the Hub")
     parser.add_argument("--card", type=Path, metavar="FILE.md", help="default: DIR/README.md")
     parser.add_argument("--overwrite", action="store_true", help="replace a README.md that this command did not write")
 
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         card = render(
             args.model,
             results,
+            repo_id=args.repo_id,
             license=args.license,
             base_license=args.base_license,
             base_model=args.base_model,
