@@ -99,6 +99,7 @@ def test_lists_that_have_no_places(batch):
 
 @pytest.mark.filterwarnings("ignore")  # of torch's tracing
 def test_a_compiled_layer_keeps_its_place(batch):
+    torch._dynamo.reset()
     model = model_of()
     expected = model(**batch).logits
     model.bert.encoder.layer[-1] = torch.compile(model.bert.encoder.layer[-1], backend="eager")
