@@ -234,8 +234,8 @@ class ImplicitLayer:
             im_pass = Pass(self.config)
             im_pass.mask, im_pass.layers = token_mask(attention_mask), tuple(self.config.implicit_layers_of(n))
             im_pass.attention = self.config._attn_implementation
-        # A checkpoint's second run of this forward finds the place of this one, whatever came between. A compiler puts no
-        # guard on what it looks up by a module.
+        # A checkpoint's second run of this forward finds the place of this one, whatever came between. A compiler puts
+        # no guard on what it looks up by a module.
         if not torch.compiler.is_compiling():
             place = im_pass.places.get(self, place)
         if place not in im_pass.layers:
