@@ -52,7 +52,9 @@ class Pass:
         self.mask: Tensor | None = None
         self.records = False  # whether attentions are asked for
         self._padding: Tensor | None = None
-        self.layers: tuple[int, ...] = ()
+        # By place, whether the layer carries the connection: of an integer that changed a compiler makes a symbol, and
+        # holds that none of a tuple is equal to one that is known.
+        self.carries: tuple[bool, ...] = ()
         self.places: dict[Any, int] = {}  # of each layer, in this forward
         self.attention = ""  # its implementation
         self.solved: list[Tensor] = []
@@ -64,11 +66,16 @@ class Pass:
         evaluation = config.im_iterations if config.im_eval_iterations is None else config.im_eval_iterations
         self.iterations = {True: config.im_iterations, False: evaluation}  # by `training`
 
+    def choose(self, n: int) -> None:
+        """For an encoder of n layers."""
+        implicit = self.config.implicit_layers_of(n)
+        self.carries = tuple(i in implicit for i in range(n))
+
     def enter(self, layers: Any, attention: str) -> None:
         """Tells each layer of an encoder's list its place in it, as the list is now."""
         n, self.attention = len(layers), attention
-        self.layers = tuple(self.config.implicit_layers_of(n))
-        if self.layers and len({*layers}) < n:
+        self.choose(n)
+        if any(self.carries) and len({*layers}) < n:
             raise ValueError(f"im_layers must be [] where one layer stands twice in the encoder, got {n} places.")
         for i, entry in enumerate(layers):
             layer = entry if isinstance(entry, ImplicitLayer) else _layer_in(entry)
@@ -76,7 +83,7 @@ class Pass:
                 self.places[layer] = i
                 if layer.im_place != (i, n):
                     layer.im_place = (i, n)
-            if layer is None and i in self.layers:
+            if layer is None and self.carries[i]:
                 name, allowed = type(entry).__name__, "a layer of this model's own class"
                 raise ValueError(f"im_layers names layer {i}, which must be {allowed}, got a {name}.")
 
@@ -99,7 +106,7 @@ class Pass:
 
     def report(self) -> None:
         """Warns where a solve met non-finite values."""
-        if not self.layers or functional() or torch.jit.is_tracing():
+        if not any(self.carries) or functional() or torch.jit.is_tracing():
             return
         flags = [solved.flatten() for solved in self.solved]
         if self.explicit is not None:
@@ -232,13 +239,14 @@ class ImplicitLayer:
         )
         if alone:
             im_pass = Pass(self.config)
-            im_pass.mask, im_pass.layers = token_mask(attention_mask), tuple(self.config.implicit_layers_of(n))
+            im_pass.mask = token_mask(attention_mask)
+            im_pass.choose(n)
             im_pass.attention = self.config._attn_implementation
         # A checkpoint's second run of this forward finds the place of this one, whatever came between. A compiler puts
         # no guard on what it looks up by a module.
         if not torch.compiler.is_compiling():
             place = im_pass.places.get(self, place)
-        if place not in im_pass.layers:
+        if place >= len(im_pass.carries) or not im_pass.carries[place]:
             return self.plain(hidden_states, attention_mask, *args, **kwargs)
         F = LayerMap(self, (attention_mask, *args), kwargs, im_pass)
         # With SDPA transformers hands on no mask where nothing is padded.

@@ -99,11 +99,13 @@ def test_lists_that_have_no_places(batch):
 
 @pytest.mark.filterwarnings("ignore")  # of torch's tracing
 def test_a_compiled_layer_keeps_its_place(batch):
+    """Also where the same code was compiled for a layer at another place, whose integers become symbols then."""
     torch._dynamo.reset()
-    model = model_of()
-    expected = model(**batch).logits
-    model.bert.encoder.layer[-1] = torch.compile(model.bert.encoder.layer[-1], backend="eager")
-    torch.testing.assert_close(model(**batch).logits, expected)
+    for layers in ([-1], "all", [0], [-1], [], [1, -1]):
+        model = model_of(im_layers=layers)
+        expected = model(**batch).logits
+        model.bert.encoder.layer[-1] = torch.compile(model.bert.encoder.layer[-1], backend="eager")
+        torch.testing.assert_close(model(**batch).logits, expected)
 
 
 # -- D2: what is saved --
