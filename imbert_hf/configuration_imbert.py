@@ -10,6 +10,7 @@ where f(h) = F(h) - h ("increment") or f(h) = F(h) ("layer"). theta = 1 is impli
 This file travels with every checkpoint: it imports transformers and the standard library alone.
 """
 
+import contextlib
 import difflib
 import math
 import warnings
@@ -26,77 +27,51 @@ from transformers.models.auto import tokenization_auto
 IM_VERSION = "0.1.0"
 
 # transformers 5.0 opens the tokenizer of a model type that this table lacks as one without token types, in silence.
-for _model_type, _tokenizer in (
-    ("imbert", "BertTokenizer"),
-    ("imroberta", "RobertaTokenizer"),
-    ("imelectra", "BertTokenizer"),
-):
-    getattr(tokenization_auto, "TOKENIZER_MAPPING_NAMES", {}).setdefault(_model_type, _tokenizer)
+getattr(tokenization_auto, "TOKENIZER_MAPPING_NAMES", {}).update(
+    imbert="BertTokenizer", imroberta="RobertaTokenizer", imelectra="BertTokenizer"
+)
 
 
-def _auto_map(module: str, family: str, *heads: str) -> dict[str, str]:
-    """What AutoX.from_pretrained(..., trust_remote_code=True) loads.
-
-    The whole table is written into every checkpoint, so that one saved from any head opens through every Auto class.
-    """
-    models = {f"AutoModelFor{head}": f"{module}.{family}For{head}" for head in heads}
-    return {"AutoConfig": f"configuration_imbert.{family}Config", "AutoModel": f"{module}.{family}Model", **models}
+def _one_of(*names: str) -> tuple[type, str, Callable[[Any], bool]]:
+    return str, "one of " + ", ".join(map(repr, names)), lambda v: v in names
 
 
-def _number(allowed: str, accept: Callable[[float], bool]) -> tuple[str, Callable[[Any], Any]]:
-    def parse(value):
-        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and accept(float(value)):
-            return float(value)
-        raise ValueError
+_KINDS: dict[type, Any] = {float: Real, int: Integral, str: str, list: (list, tuple)}
 
-    return allowed, parse
-
-
-def _integer(allowed: str, least: int, or_none: bool = False) -> tuple[str, Callable[[Any], Any]]:
-    def parse(value):
-        if or_none and value is None:
-            return None
-        if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
-            return int(value)
-        raise ValueError
-
-    return allowed, parse
-
-
-def _choice(*names: str) -> tuple[str, Callable[[Any], Any]]:
-    def parse(value):
-        if isinstance(value, str) and value in names:
-            return value
-        raise ValueError
-
-    return "one of " + ", ".join(map(repr, names)), parse
-
-
-def _layers(value: Any) -> Any:
-    if value == "all":
-        return value
-    if isinstance(value, (list, tuple)) and all(isinstance(i, Integral) and not isinstance(i, bool) for i in value):
-        return [int(i) for i in value]
-    raise ValueError
-
-
-# field -> (what is allowed, parser that returns the stored value or raises ValueError)
-IM_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "im_theta": _number("a number from 0 to 1", lambda v: 0 <= v <= 1),
-    "im_layers": ('"all" or a list of layer indices', _layers),
-    "im_vector_field": _choice("increment", "layer"),
-    "im_step_size": _number("a finite number > 0", lambda v: v > 0),
-    "im_solver": _choice("gradient_descent", "fixed_point", "anderson"),
-    "im_iterations": _integer("an integer >= 0", 0),
-    "im_eval_iterations": _integer("an integer >= 0 or None", 0, or_none=True),
-    "im_tolerance": _number("a finite number >= 0", lambda v: v >= 0),
-    "im_initial_guess": _choice("explicit", "previous"),
-    "im_learning_rate": _number("a finite number > 0", lambda v: v > 0),
-    "im_damping": _number("a number > 0 and <= 1", lambda v: 0 < v <= 1),
-    "im_anderson_memory": _integer("an integer >= 1", 1),
-    "im_gradient": _choice("unrolled", "implicit", "one_step"),
-    "im_gradient_iterations": _integer("an integer >= 0 or None", 0, or_none=True),
+# field -> (what it is stored as, what is allowed, and whether a value of that kind is)
+IM_FIELDS: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
+    "im_theta": (float, "a number from 0 to 1", lambda v: 0 <= v <= 1),
+    "im_layers": (list, '"all" or a list of layer indices', lambda v: all(_is(Integral, i) for i in v)),
+    "im_vector_field": _one_of("increment", "layer"),
+    "im_step_size": (float, "a finite number > 0", lambda v: 0 < v < math.inf),
+    "im_solver": _one_of("gradient_descent", "fixed_point", "anderson"),
+    "im_iterations": (int, "an integer >= 0", lambda v: v >= 0),
+    "im_eval_iterations": (int, "an integer >= 0 or None", lambda v: v >= 0),
+    "im_tolerance": (float, "a finite number >= 0", lambda v: 0 <= v < math.inf),
+    "im_initial_guess": _one_of("explicit", "previous"),
+    "im_learning_rate": (float, "a finite number > 0", lambda v: 0 < v < math.inf),
+    "im_damping": (float, "a number > 0 and <= 1", lambda v: 0 < v <= 1),
+    "im_anderson_memory": (int, "an integer >= 1", lambda v: v >= 1),
+    "im_gradient": _one_of("unrolled", "implicit", "one_step"),
+    "im_gradient_iterations": (int, "an integer >= 0 or None", lambda v: v >= 0),
 }
+
+
+def _is(kind: Any, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _stored(name: str, value: Any) -> Any:
+    """The value as the field `name` stores it. Raises ValueError where it is not allowed."""
+    kind, allowed, accept = IM_FIELDS[name]
+    if (value is None and allowed.endswith("None")) or (kind is list and isinstance(value, str) and value == "all"):
+        return value
+    if _is(_KINDS[kind], value):
+        with contextlib.suppress(OverflowError):  # of an integer beyond every float
+            stored = kind(value)
+            if accept(stored):
+                return [int(i) for i in stored] if kind is list else stored
+    raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
 def _bare(name: str) -> str:
@@ -130,8 +105,8 @@ class ImplicitConfig(PretrainedConfig):
     Args:
         im_theta (`float`, 0 to 1): 1 is implicit Euler (IM-BERT), 0 explicit Euler (EX-BERT), 1/2 the trapezoidal rule.
         im_layers (`"all"` or list of `int`): the layers that carry the connection, negative from the end; the others
-            are plain BERT layers, and `[]` is plain BERT. The default is the last layer alone: over
-            five tasks of 1,000 rows and a small BERT it has no resolved gain or loss, where all layers lose accuracy.
+            are plain BERT layers. The default is the last: over five tasks of 1,000 rows and a small BERT it has no
+            resolved gain or loss, where all layers lose accuracy.
         im_vector_field (`str`): "increment", f(h) = F(h) - h, or "layer", f(h) = F(h).
         im_step_size (`float` > 0): gamma.
         im_solver (`str`): "gradient_descent", "fixed_point" or "anderson".
@@ -207,22 +182,13 @@ class ImplicitConfig(PretrainedConfig):
         All layers carry the connection. Iterations and learning rate are not public; they are this package's defaults
         unless given in `kwargs`, which may override every field.
         """
-        preset = {
-            "im_layers": "all",
-            "im_vector_field": "layer",
-            "im_solver": "gradient_descent",
-            "im_gradient": "unrolled",
-        }
-        return cls(**{**preset, **kwargs})
+        relation = {"im_layers": "all", "im_vector_field": "layer"}
+        return cls(**relation | {"im_solver": "gradient_descent", "im_gradient": "unrolled"} | kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_misspelt([name], type(self).__name__, exactly=True)
         if name in IM_FIELDS:
-            allowed, parse = IM_FIELDS[name]
-            try:
-                value = parse(value)
-            except (ValueError, OverflowError):  # of an integer beyond every float
-                raise ValueError(f"{name} must be {allowed}, got {value!r}.") from None
+            value = _stored(name, value)
         if name in ("is_decoder", "add_cross_attention") and value:
             raise ValueError(
                 f"{name} must be False for {self.model_type!r}, got {value!r}: a layer is evaluated several times a "
@@ -291,15 +257,22 @@ class ImplicitConfig(PretrainedConfig):
         return {**config_dict, "model_type": cls.model_type}, kwargs
 
 
+def _auto_map(module: str, family: str, *heads: str) -> dict[str, str]:
+    """What AutoX.from_pretrained(..., trust_remote_code=True) loads.
+
+    The whole table is written into every checkpoint, so that one saved from any head opens through every Auto class.
+    """
+    heads += ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+    models = {f"AutoModelFor{head}": f"{module}.{family}For{head}" for head in heads}
+    return {"AutoConfig": f"configuration_imbert.{family}Config", "AutoModel": f"{module}.{family}Model", **models}
+
+
 class IMBertConfig(ImplicitConfig, BertConfig):
     """BertConfig with the fields of ImplicitConfig, which see. Every other argument is BertConfig's."""
 
     model_type = "imbert"
     auto_map_of_family = _auto_map(
-        "modeling_imbert",
-        "IMBert",
-        *("PreTraining", "MaskedLM", "NextSentencePrediction", "SequenceClassification", "MultipleChoice"),
-        *("TokenClassification", "QuestionAnswering"),
+        "modeling_imbert", "IMBert", "PreTraining", "NextSentencePrediction", "MultipleChoice"
     )
 
 
@@ -307,19 +280,11 @@ class IMRobertaConfig(ImplicitConfig, RobertaConfig):
     """RobertaConfig with the fields of ImplicitConfig, which see. Every other argument is RobertaConfig's."""
 
     model_type = "imroberta"
-    auto_map_of_family = _auto_map(
-        "modeling_roberta_imbert",
-        "IMRoberta",
-        *("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"),
-    )
+    auto_map_of_family = _auto_map("modeling_roberta_imbert", "IMRoberta")
 
 
 class IMElectraConfig(ImplicitConfig, ElectraConfig):
     """ElectraConfig with the fields of ImplicitConfig, which see. Every other argument is ElectraConfig's."""
 
     model_type = "imelectra"
-    auto_map_of_family = _auto_map(
-        "modeling_electra_imbert",
-        "IMElectra",
-        *("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"),
-    )
+    auto_map_of_family = _auto_map("modeling_electra_imbert", "IMElectra")
