@@ -14,29 +14,17 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
-from .solvers_imbert import (
-    Anderson,
-    Evaluation,
-    Relation,
-    Solution,
-    Solver,
-    ThetaMethod,
-    iterate,
-    require,
-    solve,
-    solve_to,
-)
+from .solvers_imbert import Anderson, Relation, Solution, Solver, ThetaMethod, iterate, require, solve, solve_to
 
 
 INITIAL_GUESSES = ("explicit", "previous")
-QUANTIZED = ("torch.ao.nn.quantized", "torch.nn.quantized")
 
 
 def functional() -> bool:
@@ -68,35 +56,41 @@ class FixedMap:
     """
 
     def __init__(self, layer: Any, x: Tensor):
-        self.layer = layer
+        self.layer, self.kind = layer, x.device.type
         self.random = getattr(layer, "draws", getattr(layer, "training", True))
-        self.device = x.device
-        self.state: tuple | None = None
-        self.autocast = torch.is_grad_enabled() and not functional() and _autocast(x.device.type)
+        self.sources = _random_sources(x.device) if self.random else []
+        self.states: list[Tensor] = []
+        self.autocast = torch.is_grad_enabled() and not functional() and _autocast(self.kind)
 
     def __call__(self, y: Tensor) -> Tensor:
+        evaluate = self._replayed if self.random else self.layer
         if not self.autocast or torch.is_grad_enabled():
-            return self._replayed(y)
+            return evaluate(y)
         # A weight cast under no_grad must not stay in autocast's cache: a tracked evaluation would find it there,
         # without its gradient.
-        kind = self.device.type
-        with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False):
-            return self._replayed(y)
+        with torch.autocast(self.kind, dtype=torch.get_autocast_dtype(self.kind), cache_enabled=False):
+            return evaluate(y)
 
     def _replayed(self, y: Tensor) -> Tensor:
-        if not self.random:
-            return self.layer(y)
-        outer = self._get_state()
-        if self.state is None:
-            self.state, Fy = outer, self.layer(y)
+        outer = [get() for get, _ in self.sources]
+        if not self.states:
+            self.states, Fy = outer, self.layer(y)
             if not torch.compiler.is_compiling():  # what drew nothing has nothing to replay
-                self.random = any(not torch.equal(a, b) for a, b in zip(outer, self._get_state(), strict=True))
+                self.random = any(not torch.equal(new[0](), old) for new, old in zip(self.sources, outer, strict=True))
             return Fy
-        self._set_state(self.state)
         try:
+            self._set(self.states)
             return self.layer(y)
         finally:
-            self._set_state(outer)
+            self._set(outer)
+
+    def _set(self, states: list[Tensor]) -> None:
+        for (_, put), state in zip(self.sources, states, strict=True):
+            put(state)
+
+    @property
+    def selects(self) -> bool:
+        return getattr(self.layer, "selects", False)
 
     def select(self, rows: Tensor) -> "FixedMap":
         """The map for the rows of the batch that `rows` (n,) names."""
@@ -104,20 +98,14 @@ class FixedMap:
         part.layer = self.layer.select(rows)
         return part
 
-    def _get_state(self) -> tuple:
-        cpu = torch.get_rng_state()
-        if self.device.type in ("cpu", "meta"):
-            return (cpu,)
-        return cpu, torch.get_device_module(self.device).get_rng_state(*self._where)
 
-    def _set_state(self, state: tuple) -> None:
-        torch.set_rng_state(state[0])
-        for other in state[1:]:
-            torch.get_device_module(self.device).set_rng_state(other, *self._where)
-
-    @property
-    def _where(self) -> tuple:
-        return () if self.device.type == "mps" else (self.device,)  # of which there is one
+def _random_sources(device: torch.device) -> list[tuple[Callable, Callable]]:
+    """What reads and what sets each random state that a layer on the device may draw from."""
+    sources: list[tuple[Callable, Callable]] = [(torch.get_rng_state, torch.set_rng_state)]
+    if device.type not in ("cpu", "meta"):
+        module, where = torch.get_device_module(device), {"device": device} if device.type != "mps" else {}
+        sources.append((partial(module.get_rng_state, **where), partial(module.set_rng_state, **where)))
+    return sources
 
 
 class _Keep(torch.autograd.Function):
@@ -166,8 +154,8 @@ class Held:
         finally:
             known.clear()  # `pack` lives as long as the graph: it would hold all of that, and itself
 
-    def __call__(self):
-        return self._packing() if not functional() and _hooks_active() else contextlib.nullcontext()
+    def __call__(self, wanted: bool = True):
+        return self._packing() if wanted and not functional() and _hooks_active() else contextlib.nullcontext()
 
     def release(self) -> None:
         for slot in self.slots:
@@ -193,26 +181,20 @@ def _hooks_active() -> bool:
 
 def _product(Fy: Any, y: Any, u: Tensor, **options) -> Tensor:
     """(dF/dy)^T u by autograd, of tensors or their gradient edges."""
-    kind = u.device.type
-    plain = contextlib.nullcontext()
-    if _autocast(kind):
-        plain = torch.autocast(kind, enabled=False)  # type: ignore[assignment] # a backward pass casts nothing
-    with plain:
+    kind = u.device.type  # a backward pass casts nothing
+    with torch.autocast(kind, enabled=False) if _autocast(kind) else contextlib.nullcontext():
         return torch.autograd.grad(Fy, y, u, materialize_grads=True, **options)[0]
 
 
-def _with_pullback(F: FixedMap, y: Tensor, keep: bool = False) -> Evaluation:
-    """F(y) and u -> (dF/dy)^T u, under no_grad and inference_mode too; differentiable in grad mode.
-
-    keep: the graph will be used again.
-    """
+def _with_pullback(F: FixedMap, y: Tensor, keep: bool = False) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """F(y) and u -> (dF/dy)^T u, under no_grad and inference_mode too; differentiable in grad mode, unless `keep`."""
     if functional():
         Fy, pullback, *_ = torch.func.vjp(F, y)
-        return Evaluation(Fy, lambda u: pullback(u)[0])
+        return Fy, lambda u: pullback(u)[0]
     if torch.is_grad_enabled():
         y = y if y.requires_grad else y.detach().requires_grad_()
         Fy = F(y)
-        return Evaluation(Fy, lambda u: _product(Fy, y, u, create_graph=not keep, retain_graph=True))
+        return Fy, lambda u: _product(Fy, y, u, create_graph=not keep, retain_graph=True)
     inference = torch.is_inference_mode_enabled()
     hidden = saved_tensors_hooks(lambda t: t.data, lambda t: t)  # from a checkpoint: the graph lives in here alone
     with torch.inference_mode(False), torch.enable_grad(), hidden if _hooks_active() else contextlib.nullcontext():
@@ -223,28 +205,7 @@ def _with_pullback(F: FixedMap, y: Tensor, keep: bool = False) -> Evaluation:
         with torch.inference_mode(False):
             return _product(Fleaf, leaf, u.clone() if inference else u)
 
-    return Evaluation(Fleaf.detach(), product)
-
-
-class _Carry(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value, weights, *carriers):
-        ctx.weights = weights
-        return value.detach()
-
-    @staticmethod
-    def backward(ctx, v):
-        return None, None, *(weight * v for weight in ctx.weights)
-
-
-def _carry(value: Tensor, weights: tuple[float, ...], *carriers: Tensor) -> Tensor:
-    """`value`, with the gradient handed to each of `carriers`, times its weight."""
-    if functional():  # to whose tools a function of ours is not transparent; there the zeros added cost little
-        value = value.detach()
-        for weight, carrier in zip(weights, carriers, strict=True):
-            value = value + weight * (carrier - carrier.detach())
-        return value
-    return _Carry.apply(value, weights, *carriers)
+    return Fleaf.detach(), product
 
 
 @dataclass
@@ -259,37 +220,24 @@ class _Problem:
     iterations: int
     tolerance: float
 
-    def evaluate(self, y: Tensor, last: bool = False, rows: Tensor | None = None) -> Evaluation:
+    def evaluate(self, y: Tensor, last: bool = False, rows: Tensor | None = None) -> tuple[Tensor, Any]:
+        """F(y) and where the solver needs it u -> (dF/dy)^T u, by `rows` (n,) alone where that is the same."""
         F = self.F
         # Not where others would draw their masks, nor within a graph.
-        if rows is None or len(rows) == len(y) or F.random or torch.is_grad_enabled():
-            return _with_pullback(F, y) if self.solver.needs_pullback else Evaluation(F(y))
-        if not getattr(F.layer, "selects", False):
-            return self.evaluate(y)
-        part = replace(self, F=F.select(rows)).evaluate(y[rows])
+        if rows is None or len(rows) == len(y) or F.random or torch.is_grad_enabled() or not F.selects:
+            return _with_pullback(F, y) if self.solver.needs_pullback else (F(y), None)
+        Fy, pullback = replace(self, F=F.select(rows)).evaluate(y[rows])
 
         def whole(t: Tensor) -> Tensor:
             return y.index_copy(0, rows, t.to(y.dtype))
 
-        pullback = part.pullback
-        return Evaluation(whole(part.Fy), None if pullback is None else lambda u: whole(pullback(u[rows])))
+        return whole(Fy), pullback and (lambda u: whole(pullback(u[rows])))
 
-    def solve(self, evaluate: Callable[..., Evaluation] | None = None) -> Solution:
-        evaluate = self.evaluate if evaluate is None else evaluate
-        problem = (self.relation, evaluate, self.solver, self.guess, self.iterations)
+    def solve(self, evaluate: Callable | None = None) -> Solution:
+        problem = (self.relation, evaluate or self.evaluate, self.solver, self.guess, self.iterations)
         if not self.tolerance:
             return solve(*problem)
         return solve_to(*problem, self.tolerance, on_host=not (functional() or torch.jit.is_tracing()))
-
-
-class Gradient(Protocol):
-    """What implicit_step asks of a gradient mode."""
-
-    unrolled: bool  # whether every iteration is part of the graph
-    products: bool  # whether backward takes products with a graph of the layer
-
-    def solve(self, problem: _Problem) -> Solution:
-        """The solution, differentiable. Called in grad mode only."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +251,7 @@ class Unrolled:
 
     def solve(self, problem):
         held = Held()
-        with held() if problem.solver.needs_pullback else contextlib.nullcontext():
+        with held(problem.solver.needs_pullback):
             solution = problem.solve()
         held.release()
         return solution
@@ -336,11 +284,11 @@ class Implicit:
         with torch.no_grad():
             solution = problem.solve()
         relation, F, value = problem.relation, problem.F, solution.value
+        s, c, padding, b = relation.s, relation.c, relation.padding, relation.b
         iterations = problem.iterations if self.iterations is None else self.iterations
-        adjoint: Any = partial(_solve_adjoint, relation.s, relation.c, relation.padding, self.solver, iterations)
         if functional():  # where no graph is at hand: F is evaluated again, which a compiler sees and shares
             Fy = F(value)
-            adjoint = _refuse_vmap if _in_vmap() else partial(_by_transform, F, value, adjoint)
+            products: Any = _refused if _in_vmap() else partial(_by_transform, F, value)
         else:
             held, leaf = Held(), value.detach().requires_grad_()
             leaf.register_post_accumulate_grad_hook(_drop_grad)
@@ -348,70 +296,71 @@ class Implicit:
                 Fy = F(leaf)
             held.release()
             reported = [weakref.ref(t) for t in getattr(F.layer, "reported", ())]
-            adjoint = partial(_by_graph, get_gradient_edge(Fy), get_gradient_edge(leaf), held, reported, adjoint)
-        value, found = _Solved.apply(value, relation.b_over_c, Fy, relation.s / relation.c, adjoint), Fy.detach()
+            products = partial(_by_graph, get_gradient_edge(Fy), get_gradient_edge(leaf), held, reported)
 
-        def measure(y: Tensor) -> Tensor:
-            return relation.relative_residual(y, found)
+        def cotangents(v):
+            # An overflow shows as in any backward pass: loss scaling of float16 relies on it.
+            product = products()
+            adjoint = Relation(v, s / c, 1.0, padding)
+            w = iterate(adjoint, lambda w, last: (product(w), None), self.solver, c * v, iterations)
+            return w / c, s / c * w
 
-        return Solution(value, solution.steps, solution.solved, solution.tolerance, measure)
+        found, value = Fy.detach(), _HandedOnce.apply(value, cotangents, b, Fy)
+        return replace(solution, value=value, measure=lambda y: relation.relative_residual(y, found))
 
 
 def _drop_grad(leaf: Tensor) -> None:
     leaf.grad = None
 
 
-class _Solved(torch.autograd.Function):
-    """The solution, whose cotangent v becomes w for b / c and (s / c) w for F(y)."""
+class _Handed(torch.autograd.Function):
+    """`value`, whose cotangent v is handed to the carriers as cotangents(v)."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value, b, Fy, weight, adjoint):
+    def forward(value, cotangents, *carriers):
         return value.clone()  # what a user changes in place is not what F was evaluated at
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.weight, ctx.adjoint = inputs[3:]
+        ctx.cotangents = inputs[1]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, v):
-        w = ctx.adjoint(v)
-        return None, w, ctx.weight * w, None, None
+        return None, None, *ctx.cotangents(v)
 
 
-def _by_graph(Fy, leaf, held, reported, adjoint, v) -> Tensor:
-    """The adjoint solve with products by the graph that the forward kept, from F(y) to its leaf y."""
+class _HandedOnce(_Handed):
+    backward = staticmethod(once_differentiable(_Handed.backward))
+
+
+def _by_graph(Fy: Any, leaf: Any, held: Held, reported: list) -> Callable[[Tensor], Tensor]:
+    """u -> (dF/dy)^T u by the graph that the forward kept, from F(y) to its leaf y."""
     held.restore()
-    # A product hands its cotangents to tensors that retain their gradient too: attentions, where they are returned.
-    grads = [(t, t.grad) for t in (ref() for ref in reported) if t is not None and t.retains_grad]
-    w = adjoint(lambda u: _product(Fy, leaf, u, retain_graph=True), v)
-    for t, grad in grads:
-        t.grad = grad
-    return w
+
+    def product(u):
+        # It hands cotangents to tensors that retain their gradient too: attentions, where they are returned.
+        grads = [(t, t.grad) for t in (ref() for ref in reported) if t is not None and t.retains_grad]
+        found = _product(Fy, leaf, u, retain_graph=True)
+        for t, grad in grads:
+            t.grad = grad
+        return found
+
+    return product
 
 
-def _by_transform(F, y, adjoint, v) -> Tensor:
-    """The adjoint solve with products by torch.func."""
+def _by_transform(F: FixedMap, y: Tensor) -> Callable[[Tensor], Tensor]:
+    """u -> (dF/dy)^T u by torch.func."""
     _, pullback, *_ = torch.func.vjp(F, y)
-    return adjoint(lambda u: pullback(u)[0], v)
+    return lambda u: pullback(u)[0]
 
 
-def _refuse_vmap(v) -> Tensor:
+def _refused() -> Any:
     raise RuntimeError(
         "The gradient mode 'implicit' has no derivative through torch.func.vmap; 'unrolled' and 'one_step' have, and "
         "vmap of torch.func.grad."
     )
-
-
-def _solve_adjoint(s, c, padding, solver, iterations, pullback, v) -> Tensor:
-    """w of (I - (s / c) dF/dy)^T w = v, where `pullback` is u -> (dF/dy)^T u.
-
-    An overflow shows as in any backward pass: loss scaling of float16 relies on it.
-    """
-    relation = Relation(v, s / c, 1.0, padding)
-    return iterate(relation, lambda w, last: Evaluation(pullback(w)), solver, c * v, iterations)
 
 
 @dataclass(frozen=True)
@@ -426,8 +375,8 @@ class OneStep:
     unrolled, products = False, False
 
     def solve(self, problem):
-        relation, guess, held = problem.relation, problem.guess, Held()
-        along: tuple[float] = (1 / relation.c,)
+        relation, F, x, held = problem.relation, problem.F, problem.x, Held()
+        s, c, inside = relation.s, relation.c, problem.solver.needs_pullback
         tracked: Any = None
         finite: Any = None
 
@@ -436,26 +385,25 @@ class OneStep:
             if not last:
                 return problem.evaluate(y, last, rows)
             finite = relation.finite(y)
-            y = torch.where(finite, y, guess)  # what such an example returns, and is to be differentiated at
-            with torch.enable_grad():
-                moving = _carry(y, along, problem.x)
-                if not problem.solver.needs_pullback:
-                    tracked = problem.F(moving)
-                    return Evaluation(tracked.detach())
-                with held():
-                    tracked, pullback = _with_pullback(problem.F, moving, keep=True)
-            return Evaluation(tracked.detach(), pullback)
+            y = torch.where(finite, y, problem.guess)  # what such an example returns, and is to be differentiated at
+            with torch.enable_grad(), held(inside):
+                moving = _Handed.apply(y, lambda v: (v / c,), x)
+                tracked, pullback = _with_pullback(F, moving, keep=True) if inside else (F(moving), None)
+            return tracked.detach(), pullback
 
         with torch.no_grad():
             solution = problem.solve(evaluate)
         held.release()
         value, solved = solution.value, solution.solved
         if tracked is None:
-            tracked = problem.F(_carry(value.clone(), along, problem.x))
+            tracked = F(_Handed.apply(value, lambda v: (v / c,), x))
         else:
-            value, solved = torch.where(finite, value, guess), solved & finite
-        value = _carry(value, (1.0, relation.s), relation.b_over_c, tracked)
-        return Solution(value, solution.steps, solved, solution.tolerance, solution.measure)
+            value, solved = torch.where(finite, value, problem.guess), solved & finite
+        value = _Handed.apply(value, lambda v: (v / c, s * v), relation.b, tracked)
+        return replace(solution, value=value, solved=solved)
+
+
+Gradient = Unrolled | Implicit | OneStep
 
 
 def implicit_step(
@@ -476,17 +424,15 @@ def implicit_step(
 
     Args:
         layer: F, h -> F(h) of the same shape and dtype; a module, or any callable. Random layers (dropout) draw the
-            same masks in every evaluation; an attribute `training` or `draws` that is false says that there is nothing
-            random.
-            With a true attribute `selects` it has a method select(rows) that gives the same for some examples, by
-            their indices (n,): those that reached the tolerance are then evaluated no more, outside of a graph.
+            same masks in every evaluation; an attribute `training` or `draws` that is false says that nothing is
+            random. With a true attribute `selects` it has a method select(rows) that gives the same for the examples
+            of indices `rows` (n,): those that reached the tolerance are then left out, where no graph is recorded.
         x: (batch, length, width), floating point.
         method: the equation: theta, step size and vector field.
         solver: FixedPoint, Anderson or GradientDescent.
-        gradient: Unrolled, Implicit or OneStep. With 0 iterations or theta 0 nothing is solved, and the expression is
-            differentiated directly.
+        gradient: Unrolled, Implicit or OneStep; where nothing is solved the expression is differentiated directly.
         initial_guess: "explicit", y0 = x + gamma f(x), or "previous", y0 = x.
-        iterations: steps of the solver after the guess.
+        iterations: steps of the solver after the guess; with 0, or theta 0, nothing is solved.
         tolerance: relative residual at which an example stops; 0: all iterations and no host synchronisation.
         mask: (batch, length), nonzero for real tokens; None: all are.
 
@@ -512,25 +458,25 @@ def implicit_step(
 
 def checked_step(layer, x, method, solver, gradient, initial_guess, iterations, tolerance, padding) -> Solution:
     """implicit_step with arguments that are right, and the padding (batch, length, 1) for its mask."""
-    F, (s, c), explicit = FixedMap(layer, x), method.weights, initial_guess == "explicit"
+    (s, c), explicit = method.weights, initial_guess == "explicit"
     if s == 0 or iterations == 0:
+        F = FixedMap(layer, x) if s else layer
         Fx = F(x)  # with the guess "previous" for the attentions and the random state that it leaves
 
         def measure(y: Tensor) -> Tensor:
             b = method.euler(x, Fx, method.step_size - s)
             return Relation(b, s, c, padding).relative_residual(y, F(y) if s else y)
 
-        value = method.euler(x, Fx, method.step_size) if s == 0 or explicit else x
-        return Solution(value, 0, None, tolerance, measure)
+        return Solution(method.euler(x, Fx, method.step_size) if s == 0 or explicit else x, 0, None, tolerance, measure)
     _refuse(layer, x, solver, gradient)
-    graph = torch.is_grad_enabled()
+    F, graph = FixedMap(layer, x), torch.is_grad_enabled()
     known = x.requires_grad or functional()  # whose tensors do not tell
     if explicit or method.theta < 1 or (graph and not known):
         # Where x has no gradient F(x) tells whether F itself has: a frozen layer builds no graph.
         with _grad_mode(graph and (method.theta < 1 or gradient.unrolled or not known)):
             Fx = F(x)
         graph = graph and (known or Fx.requires_grad)
-        if method.theta == 1 and not gradient.unrolled:
+        if graph and method.theta == 1 and not gradient.unrolled:
             Fx = Fx.detach()
     with _grad_mode(graph):
         b = x if method.theta == 1 else method.euler(x, Fx, method.step_size - s)
@@ -565,31 +511,29 @@ def _refuse(layer: Any, x: Tensor, solver: Solver, gradient: Gradient) -> None:
             "gradient mode 'implicit' need the weights of a layer together. Call it on whole layers, or take "
             "fixed_point or anderson with 'one_step' or 'unrolled'."
         )
+    if not inside:
+        return
     # In training, whether a graph is recorded or not: reentrant checkpointing runs both with the same kernels.
-    if inside and gradient.unrolled and (graph or training) and kind not in ("eager", "sdpa"):
+    if gradient.unrolled and (graph or training) and kind not in ("eager", "sdpa"):
         raise ValueError(
             f"attn_implementation {kind!r} has no second derivative, which im_solver 'gradient_descent' with "
             "im_gradient 'unrolled' needs in training; use 'sdpa' or 'eager', or another im_gradient."
         )
-    recorder = "torch.jit.trace" if torch.jit.is_tracing() else "torch.export"
-    transformed = not torch.compiler.is_compiling() and functional()
+    transformed, tracing = functional() and not torch.compiler.is_compiling(), torch.jit.is_tracing()
     exporting = getattr(torch.compiler, "is_exporting", bool)() and not torch.compiler.is_dynamo_compiling()
-    for refused, why in (
-        (any(p.is_meta for p in weights), "which accelerate cannot do with weights that it offloads (device_map)"),
-        (
-            not functional() and any(p.is_inference() for p in weights),
-            "and weights made under torch.inference_mode have no derivative",
-        ),
-        (any(type(m).__module__.startswith(QUANTIZED) for m in modules), "and quantized modules have no derivative"),
+    quantized = ("torch.ao.nn.quantized", "torch.nn.quantized")
+    made_here = not functional() and any(p.is_inference() for p in weights)
+    for why, refused in {
+        "which accelerate cannot do with weights that it offloads (device_map)": any(p.is_meta for p in weights),
+        "and weights made under torch.inference_mode have no derivative": made_here,
+        "and quantized modules have no derivative": any(type(m).__module__.startswith(quantized) for m in modules),
         # Before torch 2.13 it would be wrong in silence.
-        (
-            transformed and torch.is_inference_mode_enabled(),
-            "which torch.func does not under inference_mode, but no_grad",
-        ),
-        (kind == "flex_attention" and x.device.type == "cpu", f"and {kind!r} has no derivative on a CPU"),
-        (torch.jit.is_tracing() or exporting, f"which {recorder} cannot record"),
-    ):
-        if inside and refused:
+        "which torch.func does not under inference_mode, but no_grad": transformed
+        and torch.is_inference_mode_enabled(),
+        f"and {kind!r} has no derivative on a CPU": kind == "flex_attention" and x.device.type == "cpu",
+        f"which {'torch.jit.trace' if tracing else 'torch.export'} cannot record": tracing or exporting,
+    }.items():
+        if refused:
             raise ValueError(
                 f"im_solver 'gradient_descent' differentiates a layer inside the forward, {why}; use 'fixed_point' or "
                 "'anderson'."

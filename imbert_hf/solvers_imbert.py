@@ -10,16 +10,16 @@ where e = 1 is the "increment" and e = 0 the "layer" field, is
 
 with the residual r(y) = c y - b - s F(y) and the fixed-point map g(y) = (b + s F(y)) / c, so that r = c (y - g).
 Everything below is written in b, s and c, and so serves both fields, and the linear adjoint relation of the implicit
-gradient too. A solver is a frozen object that supplies `init` and `step`; a loop owns counting, tolerance and the check
-for non-finite values, each per example and over real tokens only, so that no prediction depends on batch-mates or
-padding.
+gradient too. A solver is a frozen object: its `step` makes the next iterate and state from y, g(y) and, if it needs
+that, u -> (dF/dy)^T u; the first state is None. A loop owns counting, tolerance and the check for non-finite values,
+each per example and over real tokens only, so that no prediction depends on batch-mates or padding.
 
 This file travels with every checkpoint: it imports torch and the standard library alone.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,31 +73,25 @@ class ThetaMethod:
         return torch.add(x if kept == 1 else x * kept, Fx, alpha=a)
 
 
-class Evaluation(NamedTuple):
-    """F(y), and where a solver asks for it the map u -> (dF/dy)^T u."""
-
-    Fy: Tensor
-    pullback: Callable[[Tensor], Tensor] | None = None
-
-
 class Relation:
     """c y = b + s F(y). What it measures of an example has the shape (batch, 1, 1), to scale what it was measured of.
 
     Args:
         b: (batch, length, width), the explicit part.
         s: weight of F.
-        c: weight of y.
+        c: weight of y, 1 or 1 + s.
         padding: (batch, length, 1), True for padded tokens; None: there are none.
     """
 
     def __init__(self, b: Tensor, s: float, c: float, padding: Tensor | None = None):
-        self.s, self.c, self.padding = s, c, padding
-        self.b_over_c = b if c == 1 else b * (1 / c)
+        self.b, self.s, self.c, self.padding = b, s, c, padding
         self._inner = (-2, -1) if b.dim() == 3 else tuple(range(1 - b.dim(), 0))  # all dimensions but the batch's
 
     def map(self, Fy: Tensor) -> Tensor:
-        """g = b / c + (s / c) F(y)."""
-        return torch.add(self.b_over_c, Fy, alpha=self.s / self.c)
+        """g = (b + s F(y)) / c."""
+        if self.c == 1:
+            return torch.add(self.b, Fy, alpha=self.s)
+        return torch.lerp(self.b, Fy.to(self.b.dtype), self.s / self.c)
 
     def real(self, t: Tensor) -> Tensor:
         """`t` with zeros for padded tokens."""
@@ -105,16 +99,11 @@ class Relation:
 
     def total(self, t: Tensor) -> Tensor:
         """Sums (..., batch, length, width) over real tokens, at least in float32."""
-        if self.padding is None:
-            return t.sum(self._inner, keepdim=True, dtype=_wide(t))
-        return self.real(t.sum(-1, keepdim=True, dtype=_wide(t))).sum(self._inner, keepdim=True)
+        return self.real(t).sum(self._inner, keepdim=True, dtype=_wide(t))
 
     def norm(self, t: Tensor) -> Tensor:
         """Euclidean norm over real tokens, at least in float32."""
-        if self.padding is None:
-            return torch.linalg.vector_norm(t, dim=self._inner, keepdim=True, dtype=_wide(t))
-        norms = self.real(torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=_wide(t)))
-        return torch.linalg.vector_norm(norms, dim=self._inner, keepdim=True)
+        return torch.linalg.vector_norm(self.real(t), dim=self._inner, keepdim=True, dtype=_wide(t))
 
     def finite(self, t: Tensor) -> Tensor:
         """bool: whether the norm is a finite number."""
@@ -129,18 +118,6 @@ class Relation:
         return torch.where(ratio.isnan(), torch.inf, ratio)
 
 
-class Solver(Protocol):
-    """What a loop asks of a solver."""
-
-    needs_pullback: bool
-
-    def init(self) -> Any:
-        """The state before the first step."""
-
-    def step(self, relation: Relation, y: Tensor, g: Tensor, pullback, state: Any) -> tuple[Tensor, Any]:
-        """The next iterate and state from y, g(y) and, where needed, u -> (dF/dy)^T u."""
-
-
 @dataclass(frozen=True)
 class FixedPoint:
     """y <- (1 - damping) y + damping g(y). One evaluation of F a step."""
@@ -150,9 +127,6 @@ class FixedPoint:
 
     def __post_init__(self):
         require(0 < self.damping <= 1, "damping must be a number > 0 and <= 1", self.damping)
-
-    def init(self) -> None:
-        return None
 
     def step(self, relation, y, g, pullback, state):
         return _damped(y, g, self.damping), None
@@ -171,9 +145,6 @@ class GradientDescent:
 
     def __post_init__(self):
         require(0 < self.learning_rate < float("inf"), "learning_rate must be a finite number > 0", self.learning_rate)
-
-    def init(self) -> None:
-        return None
 
     def step(self, relation, y, g, pullback, state):
         d = relation.real(y - g)  # r = c d, dr/dy = c - s dF/dy
@@ -208,9 +179,6 @@ class Anderson:
         require(0 < self.damping <= 1, "damping must be a number > 0 and <= 1", self.damping)
         require(isinstance(self.memory, int) and self.memory >= 1, "memory must be an integer >= 1", self.memory)
 
-    def init(self) -> None:
-        return None
-
     def step(self, relation, y, g, pullback, state):
         d, z = g - y, _damped(y, g, self.damping)
         if state is None:
@@ -235,12 +203,15 @@ class Anderson:
         return y_next, _Past(d, z, differences, A, rhs, floor)
 
 
+Solver = FixedPoint | GradientDescent | Anderson
+
+
 def _damped(y: Tensor, g: Tensor, damping: float) -> Tensor:
     return g if damping == 1 else torch.lerp(y, g, damping)
 
 
 def _wide(t: Tensor) -> torch.dtype:
-    return torch.promote_types(t.dtype, torch.float32)
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
 def _eliminate(lower: Sequence[Sequence[Tensor]], rhs: Sequence[Tensor]) -> list[Tensor]:
@@ -306,9 +277,9 @@ class Solution:
 def iterate(relation: Relation, evaluate, solver: Solver, y: Tensor, iterations: int) -> Tensor:
     """`iterations` steps of `solver` from `y`: nothing else is computed, nothing read on the host.
 
-    evaluate(y, last) returns an Evaluation; `last` marks the evaluation that no other will follow.
+    evaluate(y, last) returns F(y) and, where the solver needs it, u -> (dF/dy)^T u; `last` marks the last evaluation.
     """
-    state = solver.init()
+    state = None
     for k in range(iterations):
         Fy, pullback = evaluate(y, k == iterations - 1)
         g = relation.map(Fy)
@@ -323,7 +294,7 @@ def solve(relation: Relation, evaluate, solver: Solver, guess: Tensor, iteration
     y = iterate(relation, evaluate, solver, guess, iterations)
     solved = relation.finite(y)
     value = torch.where(solved, y, guess)
-    return Solution(value, iterations, solved, 0.0, lambda y: relation.relative_residual(y, evaluate(y, False).Fy))
+    return Solution(value, iterations, solved, 0.0, lambda y: relation.relative_residual(y, evaluate(y, False)[0]))
 
 
 def solve_to(
@@ -336,7 +307,7 @@ def solve_to(
     needs it, at the end of the iterations, with the same result. An example with a non-finite iterate keeps its best
     one before it: no later one can come back from a failure, in value or gradient.
     """
-    best, state, rows, moving = y, solver.init(), None, relation.finite(y)
+    best, state, rows, moving = y, None, None, relation.finite(y)
     best_residual = torch.full_like(moving, torch.inf, dtype=_wide(y))
     best_steps = torch.zeros_like(moving, dtype=torch.int64)
     for k in range(iterations + 1):

@@ -197,7 +197,7 @@ def test_it_is_what_becomes_of_berts_layers_composed(way, gradient, change, batc
     """Without dropout, whose masks the composition would draw anew."""
     results = []
     for solver in ("fixed_point", None):
-        model, inner = make(solver, gradient, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), way
+        model, inner = make(solver, gradient, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).double(), way
         for layer in model.encoder.layer if solver is None else ():
             run, inner = composed(layer, gradient), "plain"  # its checkpoint stands here
             if way != "plain":
@@ -210,7 +210,7 @@ def test_it_is_what_becomes_of_berts_layers_composed(way, gradient, change, batc
     if isinstance(results[0], str):
         assert results[0] == results[1]
     else:
-        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imbert_hf import Unrolled, implicit_step
 from imbert_hf.layers_imbert import ADJOINT_SOLVERS, SOLVERS
-from imbert_hf.solvers_imbert import Evaluation, Relation, Solution, Solver, solve_to
+from imbert_hf.solvers_imbert import Relation, Solution, Solver, solve_to
 
 from .cost_measures import converged_gradient, gradient_errors, residual
 from .cost_references import Batch, Equation
@@ -243,7 +243,7 @@ def layer_work(
         Fy = function(leaf)
 
     def product(w, *_):
-        return Evaluation(torch.autograd.grad(Fy, leaf, w, retain_graph=True)[0])
+        return torch.autograd.grad(Fy, leaf, w, retain_graph=True)[0], None
 
     relation = Relation(v, s / c, 1.0, None if mask is None else ~mask[..., None])
     adjoint = solve_to(relation, product, adjoint_solver, c * v, most, tolerance, on_host=True)

@@ -21,9 +21,6 @@ class _Recording:
     needs_pullback: bool
     residuals: list[Tensor]
 
-    def init(self):
-        return self.solver.init()
-
     def step(self, relation, y, g, pullback, state):
         self.residuals.append((relation.c * relation.norm(y - g) / relation.norm(y)).flatten())
         return self.solver.step(relation, y, g, pullback, state)
@@ -45,7 +42,7 @@ def residual_history(
         initial_guess: of `implicit_step`.
         method: vector_field, step_size and theta > 0 of `ThetaMethod`.
     """
-    recording = _Recording(solver, solver.needs_pullback, [])
+    recording: Any = _Recording(solver, solver.needs_pullback, [])
     options: dict[str, Any] = {"initial_guess": initial_guess, "iterations": iterations, "tolerance": 0.0}
     solution = implicit_step(function, x, ThetaMethod(**method), solver=recording, gradient=Unrolled(), **options)
     last = torch.where(solution.finite, solution.residual, torch.inf)
