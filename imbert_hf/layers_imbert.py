@@ -7,7 +7,6 @@ This file travels with every checkpoint: it imports torch, transformers, the sta
 """
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -18,27 +17,33 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from .configuration_imbert import ImplicitConfig
 from .gradients_imbert import Gradient, Implicit, OneStep, Unrolled, checked_step, functional
+from .outputs_imbert import with_statistics
 from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution, Solver, ThetaMethod
 
 
-SOLVERS: dict[str, Callable[[ImplicitConfig], Solver]] = {
-    "gradient_descent": lambda config: GradientDescent(config.im_learning_rate),
-    "fixed_point": lambda config: FixedPoint(config.im_damping),
-    "anderson": lambda config: Anderson(config.im_damping, config.im_anderson_memory),
+# Of the fields of a config, vars(config).
+SOLVERS: dict[str, Callable[[dict], Solver]] = {
+    "gradient_descent": lambda fields: GradientDescent(fields["im_learning_rate"]),
+    "fixed_point": lambda fields: FixedPoint(fields["im_damping"]),
+    "anderson": lambda fields: Anderson(fields["im_damping"], fields["im_anderson_memory"]),
 }
-# The plain adjoint iteration keeps no history, but diverges where the map does: fit for those who iterate the map.
-ADJOINT_SOLVERS: dict[str, Callable[[ImplicitConfig], Solver]] = {
-    "gradient_descent": lambda config: Anderson(memory=config.im_anderson_memory),
-    "fixed_point": lambda config: FixedPoint(),
-    "anderson": lambda config: Anderson(memory=config.im_anderson_memory),
+GRADIENTS: dict[str, Callable[[dict], Gradient]] = {
+    "unrolled": lambda fields: Unrolled(),
+    "implicit": lambda fields: Implicit(fields["im_gradient_iterations"], adjoint_solver(fields["im_solver"], fields)),
+    "one_step": lambda fields: OneStep(),
 }
-GRADIENTS: dict[str, Callable[[ImplicitConfig], Gradient]] = {
-    "unrolled": lambda config: Unrolled(),
-    "implicit": lambda config: Implicit(config.im_gradient_iterations, ADJOINT_SOLVERS[config.im_solver](config)),
-    "one_step": lambda config: OneStep(),
-}
+
+
+def adjoint_solver(solver: str, fields: dict) -> Solver:
+    """The plain iteration keeps no history, but diverges where the map does: it is for those who iterate the map."""
+    return FixedPoint() if solver == "fixed_point" else Anderson(memory=fields["im_anderson_memory"])
+
+
+# Random states cannot be recorded: a graph breaks there. What is compiled in pieces within torch.func is wrong with
+# torch 2.6, which cannot compile a BERT as one.
+_eagerly = torch.compiler.disable(checked_step)
+NO_PIECES = not hasattr(torch.compiler, "is_exporting")
 
 
 class Pass:
@@ -47,43 +52,52 @@ class Pass:
     The outermost model makes it, from the config that a save of it writes.
     """
 
-    def __init__(self, config: Any, statistics: list[tuple[Tensor, Tensor]] | None = None):
-        self.config, self.statistics = config, statistics
-        self.mask: Tensor | None = None
+    def __init__(self, config: Any, statistics: list | None = None, mask: Tensor | None = None):
+        self.config, self.mask = config, mask
+        self.statistics: list[tuple[Tensor, Tensor]] | None = statistics
         self.records = False  # whether attentions are asked for
         self._padding: Tensor | None = None
-        # By place, whether the layer carries the connection: of an integer that changed a compiler makes a symbol, and
-        # holds that none of a tuple is equal to one that is known.
-        self.carries: tuple[bool, ...] = ()
         self.places: dict[Any, int] = {}  # of each layer, in this forward
-        self.attention = ""  # its implementation
-        self.solved: list[Tensor] = []
+        self.solved: list[Tensor] = []  # each (batch, 1, 1)
         self.explicit: Solution | None = None  # the last step that solved nothing
-        self.method = ThetaMethod(config.im_theta, config.im_step_size, config.im_vector_field)
-        self.solver = SOLVERS[config.im_solver](config)
-        self.gradient = GRADIENTS[config.im_gradient](config)
-        self.initial_guess, self.tolerance = config.im_initial_guess, config.im_tolerance
-        evaluation = config.im_iterations if config.im_eval_iterations is None else config.im_eval_iterations
-        self.iterations = {True: config.im_iterations, False: evaluation}  # by `training`
+        fields = config.__dict__  # to ask the config itself takes as long as an operation
+        self.method = ThetaMethod(fields["im_theta"], fields["im_step_size"], fields["im_vector_field"])
+        self.solver, self.gradient = SOLVERS[fields["im_solver"]](fields), GRADIENTS[fields["im_gradient"]](fields)
+        training, evaluation = fields["im_iterations"], fields["im_eval_iterations"]
+        self.iterations = {True: training, False: training if evaluation is None else evaluation}  # by `training`
+
+    def step(self, layer: "LayerMap", x: Tensor, training: bool) -> Solution:
+        """The implicit step of one layer."""
+        fields, solve = self.config.__dict__, checked_step
+        if torch.compiler.is_compiling() and (layer.draws or (NO_PIECES and self.solver.needs_pullback)):
+            solve = _eagerly
+        options = fields["im_initial_guess"], self.iterations[training], fields["im_tolerance"]
+        # With SDPA transformers hands on no mask where nothing is padded.
+        padding = None if layer.args[0] is None and self.attention == "sdpa" else self.padding(x)
+        return solve(layer, x, self.method, self.solver, self.gradient, *options, padding)
 
     def choose(self, n: int) -> None:
         """For an encoder of n layers."""
-        implicit = self.config.implicit_layers_of(n)
+        implicit, self.attention = self.config.implicit_layers_of(n), self.config._attn_implementation
+        # By place, whether the layer carries the connection: of an integer that changed a compiler makes a symbol, and
+        # holds that none of a tuple is equal to one that is known.
         self.carries = tuple(i in implicit for i in range(n))
 
-    def enter(self, layers: Any, attention: str) -> None:
+    def enter(self, layers: Any) -> None:
         """Tells each layer of an encoder's list its place in it, as the list is now."""
-        n, self.attention = len(layers), attention
+        n = len(layers)
         self.choose(n)
         if any(self.carries) and len({*layers}) < n:
             raise ValueError(f"im_layers must be [] where one layer stands twice in the encoder, got {n} places.")
         for i, entry in enumerate(layers):
-            layer = entry if isinstance(entry, ImplicitLayer) else _layer_in(entry)
+            layer: Any = entry  # or what a wrapper holds
+            if not isinstance(entry, ImplicitLayer):
+                layer = next((m for m in entry.modules() if isinstance(m, ImplicitLayer)), None)
             if layer is not None:
                 self.places[layer] = i
                 if layer.im_place != (i, n):
                     layer.im_place = (i, n)
-            if layer is None and self.carries[i]:
+            elif self.carries[i]:
                 name, allowed = type(entry).__name__, "a layer of this model's own class"
                 raise ValueError(f"im_layers names layer {i}, which must be {allowed}, got a {name}.")
 
@@ -108,16 +122,10 @@ class Pass:
         """Warns where a solve met non-finite values."""
         if not any(self.carries) or functional() or torch.jit.is_tracing():
             return
-        flags = [solved.flatten() for solved in self.solved]
+        if self.solved:
+            _report_non_finite(torch.stack([solved.to(self.solved[0].device) for solved in self.solved]).all())
         if self.explicit is not None:
-            flags.append(self.explicit.finite)
-        if flags:
-            _report_non_finite(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
-
-
-def _layer_in(module: nn.Module) -> Any:
-    """The implicit layer that a wrapper holds, or None."""
-    return next((m for m in module.modules() if isinstance(m, ImplicitLayer)), None)
+            _report_non_finite(self.explicit.value.detach().sum(dtype=torch.float32).isfinite())
 
 
 _unread: dict[torch.device, tuple[int, Tensor]] = {}
@@ -148,28 +156,30 @@ def _report_non_finite(solved: Tensor) -> None:
 class LayerMap:
     """h -> F(h), the plain layer under one forward's mask and arguments; what implicit_step calls the layer."""
 
+    weights: Tensor | None = None  # of attention, as the last evaluation made them
+    training = draws = twice = False
+
     def __init__(self, layer: Any, args: tuple, kwargs: dict, im_pass: Pass):
-        self.plain, self.args, self.kwargs = layer.plain, args, kwargs
-        self.attention = im_pass.attention
-        self.weights: Tensor | None = None  # of attention, as the last evaluation made them
-        self.parts, self.training = [layer], False
-        for part in self.parts:  # which grows, as layer.modules() would, at a tenth of its time
-            if part._modules:
-                self.parts += [child for child in part._modules.values() if child is not None]
-            if part.training:
-                self.training = True
-        del self.parts[0]
-        # A compiler has to know beforehand; else the first evaluation tells.
-        compiling = torch.compiler.is_compiling()
-        self.draws = self.training and (not compiling or any(getattr(part, "p", 0) > 0 for part in self.parts))
-        self.twice = False
-        if im_pass.solver.needs_pullback:
+        self.plain, self.args, self.kwargs, self.attention = layer.plain, args, kwargs, im_pass.attention
+        self.parts: list[nn.Module] = []
+        solves = im_pass.method.theta > 0 and im_pass.iterations[layer.training] > 0
+        if solves or im_pass.statistics is not None:  # else F is evaluated once
+            self._look_at(layer)
+        if solves and im_pass.solver.needs_pullback:
             # Twice differentiated; in training with a graph or not, since reentrant checkpointing runs both.
-            solves = im_pass.method.theta > 0 and im_pass.iterations[layer.training] > 0
-            self.twice = solves and im_pass.gradient.unrolled and (self.training or torch.is_grad_enabled())
+            self.twice = im_pass.gradient.unrolled and (self.training or torch.is_grad_enabled())
             if not functional() and torch.is_inference_mode_enabled():
                 with torch.inference_mode(False):  # a product cannot save what was made in it
                     self.args, self.kwargs = torch.utils._pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+
+    def _look_at(self, layer: nn.Module) -> None:
+        level = [layer]
+        while level := [child for part in level for child in part._modules.values() if child is not None]:
+            self.parts += level  # layer.modules() takes ten times as long
+        self.training = layer.training or any(part.training for part in self.parts)
+        # A compiler has to know beforehand; else the first evaluation tells.
+        compiling = torch.compiler.is_compiling()
+        self.draws = self.training and (not compiling or any(getattr(part, "p", 0) > 0 for part in self.parts))
 
     @property
     def selects(self) -> bool:
@@ -195,12 +205,6 @@ class LayerMap:
             return self.plain(hidden_states, *self.args, im_map=self, **self.kwargs)
         with sdpa_kernel(SDPBackend.MATH):
             return self.plain(hidden_states, *self.args, im_map=self, **self.kwargs)
-
-
-# Random states cannot be recorded: a graph breaks there. What is compiled in pieces within torch.func is wrong with
-# torch 2.6, which cannot compile a BERT as one.
-_eagerly = torch.compiler.disable(checked_step)
-NO_PIECES = not hasattr(torch.compiler, "is_exporting")
 
 
 class ImplicitSelfAttention:
@@ -233,15 +237,11 @@ class ImplicitLayer:
         return super().forward  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, *args, im_pass: Any = None, **kwargs) -> Any:
-        alone, (place, n) = (
-            im_pass is None,
-            self.im_place or (self.attention.self.layer_idx, self.config.num_hidden_layers),
-        )
+        alone, own = im_pass is None, (self.attention.self.layer_idx, self.config.num_hidden_layers)
+        place, n = self.im_place or own
         if alone:
-            im_pass = Pass(self.config)
-            im_pass.mask = token_mask(attention_mask)
+            im_pass = Pass(self.config, mask=token_mask(attention_mask))
             im_pass.choose(n)
-            im_pass.attention = self.config._attn_implementation
         # A checkpoint's second run of this forward finds the place of this one, whatever came between. A compiler puts
         # no guard on what it looks up by a module.
         if not torch.compiler.is_compiling():
@@ -249,22 +249,7 @@ class ImplicitLayer:
         if place >= len(im_pass.carries) or not im_pass.carries[place]:
             return self.plain(hidden_states, attention_mask, *args, **kwargs)
         F = LayerMap(self, (attention_mask, *args), kwargs, im_pass)
-        # With SDPA transformers hands on no mask where nothing is padded.
-        unpadded = attention_mask is None and im_pass.attention == "sdpa"
-        solve = checked_step
-        if torch.compiler.is_compiling() and (F.draws or (NO_PIECES and im_pass.solver.needs_pullback)):
-            solve = _eagerly
-        solution = solve(
-            F,
-            hidden_states,
-            im_pass.method,
-            im_pass.solver,
-            im_pass.gradient,
-            im_pass.initial_guess,
-            im_pass.iterations[self.training],
-            im_pass.tolerance,
-            None if unpadded else im_pass.padding(hidden_states),
-        )
+        solution = im_pass.step(F, hidden_states, self.training)
         if F.weights is not None and im_pass.records:  # before the statistics evaluate the layer once more
             weights = F.weights if solution.value.requires_grad else F.weights.detach()
             # The copy leaves the scope of torch.func, where it may come from.
@@ -289,9 +274,8 @@ class ImplicitEncoder:
                     "evaluation of a layer would write the cache again."
                 )
         if im_pass is None:
-            im_pass = Pass(self.config)
-            im_pass.mask = token_mask(attention_mask)
-        im_pass.enter(self.layer, self.config._attn_implementation)
+            im_pass = Pass(self.config, mask=token_mask(attention_mask))
+        im_pass.enter(self.layer)
         outputs = super().forward(hidden_states, attention_mask, *args, im_pass=im_pass, **kwargs)  # type: ignore[misc]
         im_pass.report()
         return outputs
@@ -303,30 +287,27 @@ def token_mask(attention_mask: Any) -> Tensor | None:
         return attention_mask
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4:
         got = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
-        raise ValueError(
-            "attention_mask must be (batch, length), or (batch, heads or 1, length, length) as the layers take it, got "
-            f"{got}."
-        )
+        shapes = "(batch, length), or (batch, heads or 1, length, length) as the layers take it"
+        raise ValueError(f"attention_mask must be {shapes}, got {got}.")
     # A token is real where some query may attend to it: True in a bool mask, no large negative in an additive one.
     allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask > -1e3
     return allowed.any(dim=2).any(dim=1)
 
 
-def forward_of(family_forward: Callable, output_class: type, encoder: bool = False) -> Any:
-    """The family's own forward, with output_im_statistics among its arguments and the statistics in its output.
-
-    encoder: this is the model that the heads hold, which reads the token mask.
-    """
+def _forward_of(plain: type) -> Any:
+    """The family's forward, with output_im_statistics among its arguments and the statistics in its output."""
+    family_forward: Callable = plain.forward  # type: ignore[attr-defined]
 
     @wraps(family_forward)
     def forward(self: Any, *args, output_im_statistics=None, return_dict=None, im_pass=None, **kwargs):
         if im_pass is None:
             im_pass = Pass(self.config, [] if output_im_statistics else None)
-        if encoder:
+        if "encoder" in self._modules:  # the model that the heads hold
             asked = kwargs.get("output_attentions")
             im_pass.records = self.config.output_attentions if asked is None else asked
             im_pass.mask = token_mask(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
-        outputs = output_class(**family_forward(self, *args, im_pass=im_pass, return_dict=True, **kwargs))
+        outputs = family_forward(self, *args, im_pass=im_pass, return_dict=True, **kwargs)
+        outputs = with_statistics(type(outputs))(**outputs)
         if im_pass.statistics is not None:
             outputs["im_residuals"] = tuple(residual for residual, _ in im_pass.statistics)
             outputs["im_iterations_used"] = tuple(steps for _, steps in im_pass.statistics)
@@ -334,19 +315,11 @@ def forward_of(family_forward: Callable, output_class: type, encoder: bool = Fal
             return_dict = getattr(self.config, "return_dict", True)
         return outputs if return_dict else outputs.to_tuple()
 
-    signature = inspect.signature(family_forward)
-    parameters = list(signature.parameters.values())
-    added = inspect.Parameter(
-        "output_im_statistics", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
-    )
-    has_kwargs = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-    parameters.insert(len(parameters) - has_kwargs, added)
-    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return forward
 
 
 class ImplicitPreTrainedModel:
-    """Before the classes of a family."""
+    """Before a class of a family, whose forward and place in a model the class made of both takes."""
 
     config_class: Any
     implicit_classes: ClassVar[dict[type, type]]  # of the family: plain class -> implicit class
@@ -358,6 +331,10 @@ class ImplicitPreTrainedModel:
         super().__init_subclass__(**kwargs)
         if cls.config_class.model_class is None:  # of the family's first class, in the file that its checkpoints open
             cls.config_class.model_class = cls
+        plain = cls.__bases__[-1]
+        if "forward" in vars(plain) and plain.__module__.startswith("transformers.models."):
+            cls.forward = _forward_of(plain)  # type: ignore[attr-defined]
+            cls.implicit_classes[plain] = cls
 
     def __init__(self, config: Any, *args, **kwargs):
         wanted = self.config_class

@@ -25,19 +25,24 @@ class _Statistics:
     im_iterations_used: tuple[Tensor, ...] | None = None
 
 
-def _with_statistics(name: str, family_output: type) -> Any:
-    """The dataclass `name` of this module: transformers' output and _Statistics."""
-    return dataclass(type(name, (_Statistics, family_output), {"__module__": __name__}))
+OUTPUTS: dict[type, Any] = {}  # transformers' class -> ours
 
 
-IMBertModelOutput = _with_statistics("IMBertModelOutput", outputs.BaseModelOutputWithPoolingAndCrossAttentions)
-IMElectraModelOutput = _with_statistics("IMElectraModelOutput", outputs.BaseModelOutputWithCrossAttentions)  # no pooler
-IMBertForPreTrainingOutput = _with_statistics("IMBertForPreTrainingOutput", BertForPreTrainingOutput)
-IMMaskedLMOutput = _with_statistics("IMMaskedLMOutput", outputs.MaskedLMOutput)
-IMNextSentencePredictorOutput = _with_statistics("IMNextSentencePredictorOutput", outputs.NextSentencePredictorOutput)
-IMSequenceClassifierOutput = _with_statistics("IMSequenceClassifierOutput", outputs.SequenceClassifierOutput)
-IMMultipleChoiceModelOutput = _with_statistics("IMMultipleChoiceModelOutput", outputs.MultipleChoiceModelOutput)
-IMTokenClassifierOutput = _with_statistics("IMTokenClassifierOutput", outputs.TokenClassifierOutput)
-IMQuestionAnsweringModelOutput = _with_statistics(
-    "IMQuestionAnsweringModelOutput", outputs.QuestionAnsweringModelOutput
-)
+def with_statistics(family_output: type) -> Any:
+    """The dataclass of transformers' output and _Statistics, made once."""
+    if family_output not in OUTPUTS:
+        body = (f"IM{family_output.__name__}", (_Statistics, family_output), {"__module__": __name__})
+        OUTPUTS[family_output] = dataclass(type(*body))
+    return OUTPUTS[family_output]
+
+
+# By these names they are pickled.
+IMBaseModelOutputWithPoolingAndCrossAttentions = with_statistics(outputs.BaseModelOutputWithPoolingAndCrossAttentions)
+IMBaseModelOutputWithPastAndCrossAttentions = with_statistics(outputs.BaseModelOutputWithPastAndCrossAttentions)
+IMBertForPreTrainingOutput = with_statistics(BertForPreTrainingOutput)
+IMMaskedLMOutput = with_statistics(outputs.MaskedLMOutput)
+IMNextSentencePredictorOutput = with_statistics(outputs.NextSentencePredictorOutput)
+IMSequenceClassifierOutput = with_statistics(outputs.SequenceClassifierOutput)
+IMMultipleChoiceModelOutput = with_statistics(outputs.MultipleChoiceModelOutput)
+IMTokenClassifierOutput = with_statistics(outputs.TokenClassifierOutput)
+IMQuestionAnsweringModelOutput = with_statistics(outputs.QuestionAnsweringModelOutput)

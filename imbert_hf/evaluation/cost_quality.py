@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from imbert_hf import Unrolled, implicit_step
-from imbert_hf.layers_imbert import ADJOINT_SOLVERS, SOLVERS
+from imbert_hf.layers_imbert import SOLVERS, adjoint_solver
 from imbert_hf.solvers_imbert import Relation, Solution, Solver, solve_to
 
 from .cost_measures import converged_gradient, gradient_errors, residual
@@ -176,7 +176,10 @@ def adjoint_work(
     _, kept, _ = converged_gradient(double, batch, equation.theta, indices)
 
     config = double.config
-    solves: dict[str, Any] = {"solver": SOLVERS[solver](config), "adjoint_solver": ADJOINT_SOLVERS[solver](config)}
+    solves: dict[str, Any] = {
+        "solver": SOLVERS[solver](vars(config)),
+        "adjoint_solver": adjoint_solver(solver, vars(config)),
+    }
     solves |= {"most": most, "mask": batch["attention_mask"][kept].bool()}
     records = []
     for r in residuals:

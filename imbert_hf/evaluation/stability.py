@@ -153,7 +153,7 @@ def stability(
     config = copy.deepcopy(model.config)
     for name, value in compared["IM-BERT"].items():
         setattr(config, name, value)
-    solvers = {name: SOLVERS[name](config) for name in ("fixed_point", "anderson", "gradient_descent")}
+    solvers = {name: SOLVERS[name](vars(config)) for name in ("fixed_point", "anderson", "gradient_descent")}
     field = {"vector_field": config.im_vector_field}
     relation = {**field, "initial_guess": config.im_initial_guess}
     own = {"step_size": config.im_step_size, "theta": config.im_theta}
