@@ -231,10 +231,11 @@ class _Problem:
         def whole(t: Tensor) -> Tensor:
             return y.index_copy(0, rows, t.to(y.dtype))
 
-        return whole(Fy), pullback and (lambda u: whole(pullback(u[rows])))
+        return whole(Fy), None if pullback is None else lambda u: whole(pullback(u[rows]))
 
     def solve(self, evaluate: Callable | None = None) -> Solution:
-        problem = (self.relation, evaluate or self.evaluate, self.solver, self.guess, self.iterations)
+        evaluate = self.evaluate if evaluate is None else evaluate  # no `or`: torch 2.11 compiles none of a function
+        problem = (self.relation, evaluate, self.solver, self.guess, self.iterations)
         if not self.tolerance:
             return solve(*problem)
         return solve_to(*problem, self.tolerance, on_host=not (functional() or torch.jit.is_tracing()))

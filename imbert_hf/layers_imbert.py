@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from .gradients_imbert import Gradient, Implicit, OneStep, Unrolled, checked_step, functional
 from .outputs_imbert import with_statistics
-from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution, Solver, ThetaMethod
+from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution, Solver, ThetaMethod, wide
 
 
 # Of the fields of a config, vars(config).
@@ -125,7 +125,7 @@ class Pass:
         if self.solved:
             _report_non_finite(torch.stack([solved.to(self.solved[0].device) for solved in self.solved]).all())
         if self.explicit is not None:
-            _report_non_finite(self.explicit.value.detach().sum(dtype=torch.float32).isfinite())
+            _report_non_finite(self.explicit.value.detach().sum(dtype=wide(self.explicit.value)).isfinite())
 
 
 _unread: dict[torch.device, tuple[int, Tensor]] = {}
@@ -135,7 +135,8 @@ def _report_non_finite(solved: Tensor) -> None:
     """Memory of the host is read at every call. Elsewhere to read waits for the device: flags are gathered, and read at
     calls 1, 2, 4, ... 64 and every 64 from there on."""
     if solved.device.type != "cpu":
-        if solved.is_meta:
+        # A graph that is being captured can neither wait nor hand its flag to another call.
+        if solved.is_meta or (solved.is_cuda and torch.cuda.is_current_stream_capturing()):
             return
         calls, flag = _unread.get(solved.device, (0, solved))
         calls, solved = calls + 1, flag & solved

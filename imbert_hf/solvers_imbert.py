@@ -99,11 +99,11 @@ class Relation:
 
     def total(self, t: Tensor) -> Tensor:
         """Sums (..., batch, length, width) over real tokens, at least in float32."""
-        return self.real(t).sum(self._inner, keepdim=True, dtype=_wide(t))
+        return self.real(t).sum(self._inner, keepdim=True, dtype=wide(t))
 
     def norm(self, t: Tensor) -> Tensor:
         """Euclidean norm over real tokens, at least in float32."""
-        return torch.linalg.vector_norm(self.real(t), dim=self._inner, keepdim=True, dtype=_wide(t))
+        return torch.linalg.vector_norm(self.real(t), dim=self._inner, keepdim=True, dtype=wide(t))
 
     def finite(self, t: Tensor) -> Tensor:
         """bool: whether the norm is a finite number."""
@@ -188,7 +188,7 @@ class Anderson:
             differences, A, rhs = differences[1:], tuple(row[1:] for row in A[1:]), rhs[1:]
         dd, dz = d - state.d, z - state.z
         others = torch.stack([*(other for other, _ in differences), dd, d])
-        *column, size, new = relation.total(others * dd.to(_wide(dd))).unbind()  # the inner products with dd
+        *column, size, new = relation.total(others * dd.to(wide(dd))).unbind()  # the inner products with dd
         if floor is None:
             scale = relation.total(y.detach().to(size.dtype).square()) * torch.finfo(y.dtype).eps ** 2
             floor = scale.clamp(min=torch.finfo(size.dtype).tiny)
@@ -210,7 +210,7 @@ def _damped(y: Tensor, g: Tensor, damping: float) -> Tensor:
     return g if damping == 1 else torch.lerp(y, g, damping)
 
 
-def _wide(t: Tensor) -> torch.dtype:
+def wide(t: Tensor) -> torch.dtype:
     return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
@@ -308,7 +308,7 @@ def solve_to(
     one before it: no later one can come back from a failure, in value or gradient.
     """
     best, state, rows, moving = y, None, None, relation.finite(y)
-    best_residual = torch.full_like(moving, torch.inf, dtype=_wide(y))
+    best_residual = torch.full_like(moving, torch.inf, dtype=wide(y))
     best_steps = torch.zeros_like(moving, dtype=torch.int64)
     for k in range(iterations + 1):
         Fy, pullback = evaluate(y, False, rows)

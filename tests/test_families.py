@@ -8,7 +8,6 @@ import transformers
 from conftest import lively
 from families import FAMILIES, MODELS, base_of, config_of, family_of, inputs_for, pair_of
 from transformers import AutoConfig, AutoModelForSequenceClassification
-from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 
 import imbert_hf
 from imbert_hf import IMBertForSequenceClassification

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import transformers
 from conftest import imbert_config
 from families import pair_of
 
-from imbert_hf import IMBertForSequenceClassification
+from imbert_hf import IMBertForSequenceClassification, layers_imbert
 
 
 PAIRS = list(itertools.product(("fixed_point", "anderson", "gradient_descent"), ("unrolled", "implicit", "one_step")))
@@ -334,6 +335,15 @@ def test_nan_is_never_silent(batch):
         outputs = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], output_im_statistics=True)
     torch.testing.assert_close(outputs.logits[::2], clean[::2], rtol=0, atol=1e-6)
     assert [r.isfinite().tolist() for r in outputs.im_residuals] == [[True, False, True]] * 3
+
+
+def test_a_graph_that_is_captured_reads_no_flag(monkeypatch):
+    """A read waits for the device, which a capture refuses: the first call would read."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    flag = SimpleNamespace(device=torch.device("cuda"), is_cuda=True, is_meta=False)  # with nothing to read
+    for _ in range(65):
+        layers_imbert._report_non_finite(flag)
+    assert flag.device not in layers_imbert._unread
 
 
 def test_the_second_derivative_is_refused_where_a_kernel_has_none():
