@@ -331,6 +331,8 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
     inputs = {split: rows.map(tokenize, batched=True) for split, rows in data.items()}  # the Trainer drops the texts
     evaluated = [split for split in data if split != "train"]
     timer = StepTimer()
+    if model_args.r3f:  # two forwards a backward, between which DDP would write the first one's position ids anew
+        args.ddp_broadcast_buffers = False
     trainer = (trainer_class or (R3FTrainer if model_args.r3f else Trainer))(
         model=model,
         args=args,
