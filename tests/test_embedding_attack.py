@@ -53,7 +53,7 @@ def test_worst_case_of_a_linear_model():
     model = Linear()
     some = rows(model)
     exact = worst_radius(model, some)
-    for radius in numpy.quantile(exact, [0.2, 0.5, 0.8]):
+    for radius in numpy.quantile(exact, [0.22, 0.5, 0.78]):  # each between two rows of 16, not on one
         survived = attacked(classifier(model), some, radius, Ascent(steps=5, restarts=1))
         assert survived.tolist() == (exact > radius).tolist()
 

@@ -146,16 +146,19 @@ def test_gradient_checkpointing_changes_no_gradient(gradient, reentrant, batch):
 @pytest.fixture
 def saved(tmp_path, batch):
     """Folders of a base and of its adapter, with the logits of both together."""
-    base = lively(IMBertForSequenceClassification(imbert_config(im_solver="anderson")))
-    base.save_pretrained(tmp_path / "base")
-    model = lora(IMBertForSequenceClassification.from_pretrained(tmp_path / "base"))
+    return saved_of(IMBertForSequenceClassification(imbert_config(im_solver="anderson")), tmp_path, batch)
+
+
+def saved_of(base, folder, batch):
+    lively(base).save_pretrained(folder / "base")
+    model = lora(type(base).from_pretrained(folder / "base"))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.requires_grad:
                 p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
         logits = model.eval()(**batch).logits
-    model.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "base", tmp_path / "adapter", logits
+    model.save_pretrained(folder / "adapter")
+    return folder / "base", folder / "adapter", logits
 
 
 @torch.no_grad()
@@ -179,22 +182,27 @@ def test_a_saved_adapter_loads_onto_a_fresh_base_and_merges(saved, batch, tmp_pa
     torch.testing.assert_close(again(**batch).logits, merged(**batch).logits, rtol=0, atol=0)
 
 
-OPENERS = {
-    "peft": peft.AutoPeftModelForSequenceClassification,
-    "transformers": pytest.param(
-        AutoModelForSequenceClassification,
-        marks=pytest.mark.skipif(
-            transformers.__version__ == "5.0.0", reason="transformers 5.0.0 loads no adapter of plain BERT either"
-        ),
-    ),
-}
+OPENERS = {"peft": peft.AutoPeftModelForSequenceClassification, "transformers": AutoModelForSequenceClassification}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS)
-def test_the_folder_of_the_adapter_opens_with_its_base(opener, saved, batch):
-    _, adapter, logits = saved
-    torch.testing.assert_close(opener.from_pretrained(adapter).eval()(**batch).logits, logits, rtol=0, atol=1e-6)
+def test_the_folder_of_the_adapter_opens_with_its_base(opener, saved, batch, tmp_path):
+    def opens(adapter, logits):
+        found = opener.from_pretrained(adapter).eval()(**batch).logits
+        return found.shape == logits.shape and torch.allclose(found, logits, rtol=0, atol=1e-6)
+
+    bert = BertForSequenceClassification(bert_config())
+    if opener is AutoModelForSequenceClassification and not berts_opens(opens, bert, tmp_path / "bert", batch):
+        pytest.skip(f"transformers {transformers.__version__} loads no adapter of plain BERT either")
+    assert opens(*saved[1:])
+
+
+def berts_opens(opens, bert, folder, batch):
+    try:
+        return opens(*saved_of(bert, folder, batch)[1:])
+    except Exception:  # 5.0.0 raises
+        return False
 
 
 def test_a_stranger_loads_base_and_adapter(saved, batch, tmp_path):
