@@ -1,7 +1,7 @@
 """Renders the tables and pictures of a study from the JSON files of its runs; the same files give the same output.
 
     python examples/study_report.py examples/study.yaml --runs model_cards/runs --output model_cards/study.md \
-        --readme README.md
+        --readme model_cards/README.md
 
 Writes OUTPUT, a picture beside it for each table, and, where --readme is given, what stands there between the lines
 `<!-- study: NAME -->` and `<!-- /study -->`: the tables of the plan's part or score NAME. What was not run is marked

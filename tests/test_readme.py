@@ -1,7 +1,9 @@
-"""The README's code runs, its commands are what CI runs, and what it names exists."""
+"""The README's code runs, its commands are what CI runs, and what the pages name exists and reads easily."""
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TESTS = (ROOT / "tests/README.md").read_text(encoding="utf-8")
+PAGES = [
+    *("README.md", ".github/CONTRIBUTING.md"),
+    *(f"{folder}/README.md" for folder in ("imbert_hf", "model_cards", "examples", "tests")),
+]
 HUB_ID = "google-bert/bert-base-uncased"
 # What the table "Works with" covers: tests/test_<name>.py.
 ECOSYSTEM = (
@@ -48,14 +55,36 @@ def test_set_up_is_two_one_line_commands():
     ]
 
 
-def test_named_files_exist():
-    for name in re.findall(r"(?:examples|tests|imbert_hf|model_cards)/[\w.]+\.\w+", README):
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w/.])(?:examples|tests|imbert_hf|model_cards)/[\w.]+\.\w+", text):
         assert (ROOT / name).exists(), name
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / page).parent / link).exists(), link
+    anchors = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)", text, re.M)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+
+
+def sentences(text):
+    """Of the prose alone: no code, tables, headings, pictures, or what the study renders."""
+    for pattern in (r"<!-- study.*?/study -->", r"```.*?```", r"^(?:    |\||#|!\[).*$"):
+        text = re.sub(pattern, "\n", text, flags=re.DOTALL | re.MULTILINE if "```" not in pattern else re.DOTALL)
+    for paragraph in re.split(r"\n\s*\n|\n\s*[-*] ", text):
+        yield from re.split(r"(?<=[.:?;]) ", " ".join(paragraph.split()))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_read_easily(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    too_long = [sentence for sentence in sentences(text) if len(sentence.split()) > 25]
+    assert too_long == []
+    assert page != "README.md" or len(text.splitlines()) <= 200
 
 
 def works_with():
     """Rows of the table: what, what was run, result, test."""
-    section = README.split("\n## Works with\n")[1].split("\n## ")[0]
+    section = TESTS.split("\n## Works with\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     assert lines[0] == "| what | what was run | result | test |"
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
@@ -87,7 +116,7 @@ def test_what_works_with_names_is_run():
 def test_versions_of_works_with_are_those_that_are_run():
     lines = (ROOT / "tests/constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if "==" in line)
-    section = README.split("\n## Works with\n")[1].split("\n## ")[0]
+    section = TESTS.split("\n## Works with\n")[1].split("\n## ")[0]
     lowest = re.search(r"^lowest=(\S+)$", (ROOT / ".ci/run").read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
     assert f"transformers {lowest} and {pinned['transformers']} with torch {pinned['torch']}" in " ".join(
         section.split()
@@ -97,3 +126,11 @@ def test_versions_of_works_with_are_those_that_are_run():
         name, _, version = what.lower().partition(" ")
         if name in pinned and version:
             assert pinned[name].startswith(f"{version}."), what
+
+
+def test_the_picture_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    subprocess.run([sys.executable, ROOT / "examples/damping.py", "--output", tmp_path / "new.png"], check=True)
+    new, kept = (path.read_bytes() for path in (tmp_path / "new.png", ROOT / "examples/damping.png"))
+    assert new[:8] == kept[:8] == b"\x89PNG\r\n\x1a\n"
+    assert new[16:24] == kept[16:24]  # width and height

@@ -420,7 +420,8 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
     }
     plan = study.plan.read_plan(Path("examples/study.yaml"))
     found = study.report.sections(plan, Path("model_cards/runs"), tmp_path / "study.md")
-    inserted, kept = study.report.insert(root / "README.md", found), (root / "README.md").read_text()
+    page = root / "model_cards/README.md"
+    inserted, kept = study.report.insert(page, found), page.read_text()
     assert number.sub("#", inserted) == number.sub("#", kept)
     named = {f"{run.name}.json" for run in study.plan.runs_of(plan)}
     assert {path.name for path in Path("model_cards/runs").iterdir()} <= named  # none that no table shows
