@@ -31,7 +31,7 @@ def main() -> None:
     axes.plot(z, numpy.abs(1 + z), label="BERT, explicit: |1 + z|")
     with numpy.errstate(divide="ignore"):
         axes.plot(z, 1 / numpy.abs(1 - z), label="IM-BERT, implicit: 1 / |1 - z|")
-    axes.set(xlim=(-4, 3), ylim=(0, 4), xlabel="z, an eigenvalue of the Jacobian of f", ylabel="growth of a small change")
+    axes.set(xlim=(-4, 3), xlabel="z, an eigenvalue of f's Jacobian", ylim=(0, 4), ylabel="growth of a small change")
     axes.legend(loc="upper left", fontsize="small")
     figure.savefig(args.output, dpi=110, metadata={"Software": None} if args.output.suffix == ".png" else None)
 
