@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
-from imbert_hf.evaluation.classifier import Classifier, load_classifier
-from imbert_hf.evaluation.commands.common import parse_label_map
-from imbert_hf.evaluation.tasks import find_task
+from imbert_hf.evaluation.data.arguments import parse_label_map
+from imbert_hf.evaluation.data.classifier import Classifier, load_classifier
+from imbert_hf.evaluation.data.tasks import find_task
 
 
 class DistillationTrainer(Trainer):

@@ -57,9 +57,9 @@ from transformers.trainer_utils import get_last_checkpoint
 import imbert_hf
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification, ThetaScheduleCallback
 from imbert_hf.configuration_imbert import ImplicitConfig
-from imbert_hf.evaluation.cost_references import r3f_losses
-from imbert_hf.evaluation.tasks import TASKS as GLUE
-from imbert_hf.evaluation.tasks import read_rows
+from imbert_hf.evaluation.cost.references import r3f_losses
+from imbert_hf.evaluation.data.tasks import TASKS as GLUE
+from imbert_hf.evaluation.data.tasks import read_rows
 
 
 TASKS = [name for name in GLUE if name != "mnli-mm"]  # that one is MNLI's other validation split

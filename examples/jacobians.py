@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imbert_hf import Anderson, ThetaMethod, Unrolled, implicit_step
-from imbert_hf.evaluation.commands.stability import load_encoder
-from imbert_hf.evaluation.spectrum import Map
-from imbert_hf.evaluation.stability import PlainLayer
+from imbert_hf.evaluation.stability.command import load_encoder
+from imbert_hf.evaluation.stability.layers import PlainLayer
+from imbert_hf.evaluation.stability.spectrum import Map
 
 
 @torch.no_grad()

@@ -41,19 +41,19 @@ from study_plan import (
 )
 
 from imbert_hf import IMBertConfig
-from imbert_hf.evaluation import advglue
-from imbert_hf.evaluation.ascent import Ascent, attacked, moved_embeddings
-from imbert_hf.evaluation.ascent import words_of as movable
-from imbert_hf.evaluation.candidates import CharacterEdits
-from imbert_hf.evaluation.classifier import Classifier, load_classifier, predict
-from imbert_hf.evaluation.cost import make_batch
-from imbert_hf.evaluation.cost_measures import interleave, ratio, timed
-from imbert_hf.evaluation.cost_references import plain_bert, plain_losses, r3f_losses
-from imbert_hf.evaluation.cost_rows import Floor
-from imbert_hf.evaluation.cost_rows import Row as CostRow
-from imbert_hf.evaluation.noise import noise
-from imbert_hf.evaluation.query_attack import query_attack
-from imbert_hf.evaluation.tasks import Row, find_task, read_rows
+from imbert_hf.evaluation.advglue import scores as advglue
+from imbert_hf.evaluation.attacks.ascent import Ascent, attacked, moved_embeddings
+from imbert_hf.evaluation.attacks.ascent import words_of as movable
+from imbert_hf.evaluation.attacks.candidates import CharacterEdits
+from imbert_hf.evaluation.attacks.noise import noise
+from imbert_hf.evaluation.attacks.query import query_attack
+from imbert_hf.evaluation.cost.measures import interleave, ratio, timed
+from imbert_hf.evaluation.cost.references import plain_bert, plain_losses, r3f_losses
+from imbert_hf.evaluation.cost.rows import Floor
+from imbert_hf.evaluation.cost.rows import Row as CostRow
+from imbert_hf.evaluation.cost.settings import make_batch
+from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
+from imbert_hf.evaluation.data.tasks import Row, find_task, read_rows
 
 
 ATTACK = Ascent(steps=STEPS, restarts=1)

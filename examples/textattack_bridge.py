@@ -102,8 +102,8 @@ def serve() -> None:
     import numpy
     from scipy.special import softmax
 
-    from imbert_hf.evaluation.classifier import load_classifier, predict
-    from imbert_hf.evaluation.tasks import find_task, read_rows
+    from imbert_hf.evaluation.data.classifier import load_classifier, predict
+    from imbert_hf.evaluation.data.tasks import find_task, read_rows
 
     def answer(value: Any) -> None:
         answers.write(json.dumps(value) + "\n")
@@ -126,11 +126,11 @@ def compare(args: argparse.Namespace) -> None:
     """Prints TextAttack's DeepWordBug and the character attack of imbert_hf.evaluation on the same rows."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    from imbert_hf.evaluation.candidates import CharacterEdits
-    from imbert_hf.evaluation.classifier import load_classifier
-    from imbert_hf.evaluation.query_attack import query_attack, summarise
+    from imbert_hf.evaluation.attacks.candidates import CharacterEdits
+    from imbert_hf.evaluation.attacks.query import query_attack, summarise
+    from imbert_hf.evaluation.data.classifier import load_classifier
+    from imbert_hf.evaluation.data.tasks import find_task, read_rows
     from imbert_hf.evaluation.report import table
-    from imbert_hf.evaluation.tasks import find_task, read_rows
 
     task = find_task(args.task)
     classifier = load_classifier(args.model, task)

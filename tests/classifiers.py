@@ -10,8 +10,8 @@ from conftest import TINY, bert_config, imbert_config, lively
 from transformers import BertForSequenceClassification, BertTokenizer
 
 from imbert_hf import IMBertForSequenceClassification
-from imbert_hf.evaluation.classifier import Classifier
-from imbert_hf.evaluation.tasks import find_task
+from imbert_hf.evaluation.data.classifier import Classifier
+from imbert_hf.evaluation.data.tasks import find_task
 
 
 WORDS = [f"w{i}" for i in range(TINY["vocab_size"] - 5)]

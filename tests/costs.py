@@ -5,7 +5,7 @@ import torch
 from conftest import imbert_config, lively
 
 from imbert_hf import IMBertForSequenceClassification
-from imbert_hf.evaluation.cost import make_batch
+from imbert_hf.evaluation.cost.settings import make_batch
 
 
 @pytest.fixture(scope="module")

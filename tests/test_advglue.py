@@ -9,11 +9,12 @@ import pytest
 from classifiers import WORDS, bert, classifier, imbert, save
 from sklearn import metrics
 
-from imbert_hf.evaluation import advglue, cli
-from imbert_hf.evaluation.advglue import Run, compare, measure, official_score, summarise
-from imbert_hf.evaluation.classifier import predict
+from imbert_hf.evaluation import cli
+from imbert_hf.evaluation.advglue import scores as advglue
+from imbert_hf.evaluation.advglue.scores import Run, compare, measure, official_score, summarise
+from imbert_hf.evaluation.data.classifier import predict
+from imbert_hf.evaluation.data.tasks import TASKS, Row
 from imbert_hf.evaluation.report import Journal
-from imbert_hf.evaluation.tasks import TASKS, Row
 
 
 KEYS = {
@@ -256,7 +257,7 @@ def test_a_changed_file_is_read_anew(tmp_path, models, monkeypatch):
             raise KeyboardInterrupt
         return original(classifier, rows, **options)
 
-    monkeypatch.setattr("imbert_hf.evaluation.commands.advglue.ask", interrupted)
+    monkeypatch.setattr("imbert_hf.evaluation.advglue.command.ask", interrupted)
     with pytest.raises(SystemExit):
         run(*words, "--data", data(tmp_path))
     run(*words, "--data", data(tmp_path, n=10))
@@ -281,7 +282,7 @@ def test_solves_that_are_not_finite_are_shown(capsys):
     broken = measure(replace(run_, residuals=numpy.full((5, 2), numpy.inf), converged=numpy.zeros((5, 2), dtype=bool)))
     assert broken["mean_residual"] is None
     assert broken["unconverged_rate"] == 1
-    from imbert_hf.evaluation.commands.advglue import text
+    from imbert_hf.evaluation.advglue.command import text
 
     assert "not finite" in text({"results": [broken], "comparisons": [], "summaries": [], "scores": []})
 
@@ -318,7 +319,7 @@ def test_an_interrupted_run_goes_on(tmp_path, models, monkeypatch, capsys):
             raise KeyboardInterrupt
         return original(classifier, rows, **options)
 
-    monkeypatch.setattr("imbert_hf.evaluation.commands.advglue.ask", interrupted)
+    monkeypatch.setattr("imbert_hf.evaluation.advglue.command.ask", interrupted)
     with pytest.raises(SystemExit, match=r"interrupted; finished parts are kept in .*out.json.parts"):
         run(*words)
     assert not (tmp_path / "out.json").exists()

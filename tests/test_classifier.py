@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from imbert_hf import IMBertForSequenceClassification
-from imbert_hf.evaluation.classifier import align_labels, length_sorted, load_classifier, predict
-from imbert_hf.evaluation.loading import fingerprint, longest_input
-from imbert_hf.evaluation.tasks import TASKS
+from imbert_hf.evaluation.data.classifier import align_labels, length_sorted, load_classifier, predict
+from imbert_hf.evaluation.data.loading import fingerprint, longest_input
+from imbert_hf.evaluation.data.tasks import TASKS
 
 
 def texts(n=13, seed=0):

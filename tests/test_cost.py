@@ -14,12 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from imbert_hf import IMBertForSequenceClassification
-from imbert_hf.evaluation import cost as module
-from imbert_hf.evaluation import cost_measures
 from imbert_hf.evaluation.cli import Parser
-from imbert_hf.evaluation.commands import cost as command
-from imbert_hf.evaluation.cost import cost, make_batch
-from imbert_hf.evaluation.cost_measures import (
+from imbert_hf.evaluation.cost import command
+from imbert_hf.evaluation.cost import measures as cost_measures
+from imbert_hf.evaluation.cost import settings as module
+from imbert_hf.evaluation.cost.measures import (
     PeakMemory,
     converged_gradient,
     gradient_errors,
@@ -28,8 +27,9 @@ from imbert_hf.evaluation.cost_measures import (
     ratio,
     residual,
 )
-from imbert_hf.evaluation.cost_references import Equation, find_torchdeq
-from imbert_hf.evaluation.cost_rows import GRADIENTS, SOLVERS, make_rows
+from imbert_hf.evaluation.cost.references import Equation, find_torchdeq
+from imbert_hf.evaluation.cost.rows import GRADIENTS, SOLVERS, make_rows
+from imbert_hf.evaluation.cost.settings import cost, make_batch
 from imbert_hf.evaluation.report import Journal
 
 

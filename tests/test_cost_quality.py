@@ -12,14 +12,15 @@ from conftest import imbert_config
 from problems import Linear, Mixing, inputs
 
 from imbert_hf import Anderson, FixedPoint, IMBertForSequenceClassification
-from imbert_hf.evaluation import cost_measures, cost_quality
-from imbert_hf.evaluation.cost import make_batch
-from imbert_hf.evaluation.cost_measures import converged_gradient, gradient_errors
-from imbert_hf.evaluation.cost_quality import adjoint_work, equal_residual, gradient_iterations, layer_work
-from imbert_hf.evaluation.cost_references import Equation
-from imbert_hf.evaluation.cost_rows import Floor, Row
-from imbert_hf.evaluation.growth import connected
-from imbert_hf.evaluation.stability import PlainLayer
+from imbert_hf.evaluation.cost import measures as cost_measures
+from imbert_hf.evaluation.cost import quality as cost_quality
+from imbert_hf.evaluation.cost.measures import converged_gradient, gradient_errors
+from imbert_hf.evaluation.cost.quality import adjoint_work, equal_residual, gradient_iterations, layer_work
+from imbert_hf.evaluation.cost.references import Equation
+from imbert_hf.evaluation.cost.rows import Floor, Row
+from imbert_hf.evaluation.cost.settings import make_batch
+from imbert_hf.evaluation.stability.growth import connected
+from imbert_hf.evaluation.stability.layers import PlainLayer
 
 
 INF = math.inf

@@ -10,11 +10,10 @@ from costs import by_name
 from problems import Mixing, inputs, step
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, IMBertForSequenceClassification, Implicit, Unrolled
-from imbert_hf.evaluation import cost_references
-from imbert_hf.evaluation.commands import cost as command
-from imbert_hf.evaluation.cost import cost
-from imbert_hf.evaluation.cost_measures import count, parameter_gradient
-from imbert_hf.evaluation.cost_references import (
+from imbert_hf.evaluation.cost import command
+from imbert_hf.evaluation.cost import references as cost_references
+from imbert_hf.evaluation.cost.measures import count, parameter_gradient
+from imbert_hf.evaluation.cost.references import (
     Equation,
     find_torchdeq,
     freelb_losses,
@@ -24,7 +23,8 @@ from imbert_hf.evaluation.cost_references import (
     r3f_losses,
     through_torchdeq,
 )
-from imbert_hf.evaluation.cost_rows import floor, make_rows
+from imbert_hf.evaluation.cost.rows import floor, make_rows
+from imbert_hf.evaluation.cost.settings import cost
 
 
 model, small = costs.model, costs.small  # fixtures

@@ -15,8 +15,8 @@ pytest.importorskip("sklearn")
 from classifiers import WORDS, bert, classifier, example, imbert, save
 from transformers import BertForSequenceClassification
 
-from imbert_hf.evaluation.classifier import load_classifier
-from imbert_hf.evaluation.tasks import find_task
+from imbert_hf.evaluation.data.classifier import load_classifier
+from imbert_hf.evaluation.data.tasks import find_task
 
 
 @pytest.fixture(scope="module")

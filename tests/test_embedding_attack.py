@@ -13,7 +13,7 @@ from families import config_of
 import imbert_hf
 from imbert_hf import layers_imbert
 from imbert_hf.evaluation import cli
-from imbert_hf.evaluation.ascent import (
+from imbert_hf.evaluation.attacks.ascent import (
     Ascent,
     ascend,
     attacked,
@@ -23,9 +23,9 @@ from imbert_hf.evaluation.ascent import (
     moved_embeddings,
     words_of,
 )
-from imbert_hf.evaluation.classifier import predict
-from imbert_hf.evaluation.embedding_attack import embedding_attack, gradient_errors, masking_checks
-from imbert_hf.evaluation.tasks import Row
+from imbert_hf.evaluation.attacks.embedding import embedding_attack, gradient_errors, masking_checks
+from imbert_hf.evaluation.data.classifier import predict
+from imbert_hf.evaluation.data.tasks import Row
 
 
 def rows(model, n=16, seed=0, task="sst2"):
@@ -341,7 +341,7 @@ def test_an_interrupted_run_goes_on(folder, monkeypatch):
             raise KeyboardInterrupt
         return attacked(c, some, radius, *args, **kwargs)
 
-    monkeypatch.setattr("imbert_hf.evaluation.embedding_attack.attacked", interrupted)
+    monkeypatch.setattr("imbert_hf.evaluation.attacks.embedding.attacked", interrupted)
     with pytest.raises(SystemExit, match="interrupted"):
         run(*words(folder, *more))
     run(*words(folder, *more))
@@ -360,7 +360,7 @@ def test_parts_of_other_rows_or_another_source_are_not_taken(folder, monkeypatch
             raise KeyboardInterrupt
         return attacked(c, some, radius, *args, source=source, **kwargs)
 
-    monkeypatch.setattr("imbert_hf.evaluation.embedding_attack.attacked", spy)
+    monkeypatch.setattr("imbert_hf.evaluation.attacks.embedding.attacked", spy)
     with pytest.raises(SystemExit, match="interrupted"):
         run(*words(folder, *more))
     assert {layers for _, _, layers in asked} == {None, ()}  # an implicit model's weights as plain BERT

@@ -19,8 +19,8 @@ from transformers import BertForSequenceClassification, BertTokenizer
 import imbert_hf
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.configuration_imbert import IM_FIELDS
-from imbert_hf.evaluation.commands import card as command
-from imbert_hf.evaluation.loading import fingerprint
+from imbert_hf.evaluation.cards import command
+from imbert_hf.evaluation.data.loading import fingerprint
 from imbert_hf.evaluation.report import Journal
 
 

@@ -8,10 +8,10 @@ import torch
 from conftest import bert_config, lively
 from transformers import BertForSequenceClassification, BertTokenizer
 
-from imbert_hf.evaluation.classifier import load_classifier, predict
-from imbert_hf.evaluation.noise import CLAUSES, KINDS, NEIGHBOURS, noise, perturb
+from imbert_hf.evaluation.attacks.noise import CLAUSES, KINDS, NEIGHBOURS, noise, perturb
+from imbert_hf.evaluation.data.classifier import load_classifier, predict
+from imbert_hf.evaluation.data.tasks import Row, find_task
 from imbert_hf.evaluation.report import Journal
-from imbert_hf.evaluation.tasks import Row, find_task
 
 
 TYPING = KINDS[:-1]
@@ -194,7 +194,7 @@ def test_a_kept_part_is_not_computed_again(classifier, monkeypatch, tmp_path):
         return noise(classifier, rows, kinds=("swap",), keep=Journal(journal).part, **kwargs)
 
     first = run(strengths=(0.5, 1.0))
-    monkeypatch.setattr("imbert_hf.evaluation.noise.predict", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr("imbert_hf.evaluation.attacks.noise.predict", lambda *_, **__: pytest.fail("computed again"))
     assert run(strengths=(0.5, 1.0)) == first
     assert run(strengths=(1.0,)) == first[1:]
     with pytest.raises(pytest.fail.Exception, match="computed again"):
@@ -208,6 +208,6 @@ def test_noise_asks_for_no_residuals(classifier, monkeypatch):
         asked.append(kwargs["residuals"])
         return SimpleNamespace(labels=torch.zeros(len(texts), dtype=torch.long).numpy())
 
-    monkeypatch.setattr("imbert_hf.evaluation.noise.predict", spy)
+    monkeypatch.setattr("imbert_hf.evaluation.attacks.noise.predict", spy)
     noise(classifier, [Row(("a", "b"), 0)], kinds=("swap",), strengths=(0.1,))
     assert asked == ["none", "none"]

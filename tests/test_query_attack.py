@@ -15,11 +15,11 @@ from conftest import bert_config, lively
 from scipy.special import softmax
 from transformers import BatchEncoding, BertForMaskedLM, BertForSequenceClassification, BertTokenizer
 
-from imbert_hf.evaluation.candidates import CharacterEdits, Word, load_masked_language_model
-from imbert_hf.evaluation.classifier import Classifier, load_classifier, predict
-from imbert_hf.evaluation.query_attack import QueryAttackResult, query_attack, summarise
+from imbert_hf.evaluation.attacks.candidates import CharacterEdits, Word, load_masked_language_model
+from imbert_hf.evaluation.attacks.query import QueryAttackResult, query_attack, summarise
+from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
+from imbert_hf.evaluation.data.tasks import Row, find_task
 from imbert_hf.evaluation.statistics import accuracy_interval
-from imbert_hf.evaluation.tasks import Row, find_task
 
 
 BRIDGE = Path(__file__).parents[1] / "examples" / "textattack_bridge.py"

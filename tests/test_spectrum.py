@@ -10,7 +10,7 @@ from conftest import bert_config, lively
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertModel
 
-from imbert_hf.evaluation.spectrum import jacobian, jacobian_norm, leading_eigenvalues, stability_function
+from imbert_hf.evaluation.stability.spectrum import jacobian, jacobian_norm, leading_eigenvalues, stability_function
 
 
 N = 60

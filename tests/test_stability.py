@@ -10,13 +10,13 @@ from problems import Mixing, inputs, step
 from transformers import BertForSequenceClassification, BertModel, BertTokenizer, DistilBertConfig, DistilBertModel
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, IMBertForSequenceClassification, IMBertModel, Unrolled
-from imbert_hf.evaluation import stability as module
 from imbert_hf.evaluation.cli import Parser
-from imbert_hf.evaluation.commands import stability as command
-from imbert_hf.evaluation.growth import connected, connections, growth, perturbed_states
 from imbert_hf.evaluation.report import Journal
-from imbert_hf.evaluation.solves import convergence, residual_history
-from imbert_hf.evaluation.stability import PlainLayer, spectra, stability
+from imbert_hf.evaluation.stability import command
+from imbert_hf.evaluation.stability import layers as module
+from imbert_hf.evaluation.stability.growth import connected, connections, growth, perturbed_states
+from imbert_hf.evaluation.stability.layers import PlainLayer, spectra, stability
+from imbert_hf.evaluation.stability.solves import convergence, residual_history
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "film", "not", "dull", "and"]
@@ -129,7 +129,7 @@ def test_special_tokens_are_not_moved(model, sentence, monkeypatch):
         seen.append(delta.detach())
         return perturbed_states(model, inputs, delta)
 
-    monkeypatch.setattr("imbert_hf.evaluation.growth.perturbed_states", spy)
+    monkeypatch.setattr("imbert_hf.evaluation.stability.growth.perturbed_states", spy)
     growth(model, encoded, free, **SEARCH)
     clean, *moved = seen
     size = 0.1 * model.get_input_embeddings()(encoded["input_ids"])[0, free].norm()

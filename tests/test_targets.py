@@ -9,15 +9,17 @@ from classifiers import imbert, save, tokenizer
 from conftest import imbert_config, lively
 
 from imbert_hf import IMBertForSequenceClassification
-from imbert_hf.evaluation import bench as bench_module
-from imbert_hf.evaluation import cost_measures, cost_references, targets
-from imbert_hf.evaluation.bench import Bench, record
 from imbert_hf.evaluation.cli import Parser, main
-from imbert_hf.evaluation.commands import targets as command
-from imbert_hf.evaluation.cost import make_batch
-from imbert_hf.evaluation.cost_references import find_torchdeq
+from imbert_hf.evaluation.cost import bench as bench_module
+from imbert_hf.evaluation.cost import measures as cost_measures
+from imbert_hf.evaluation.cost import references as cost_references
+from imbert_hf.evaluation.cost import targets
+from imbert_hf.evaluation.cost import targets_command as command
+from imbert_hf.evaluation.cost.bench import Bench, record
+from imbert_hf.evaluation.cost.references import find_torchdeq
+from imbert_hf.evaluation.cost.settings import make_batch
+from imbert_hf.evaluation.cost.targets import GROUPS, measure_targets
 from imbert_hf.evaluation.report import Journal
-from imbert_hf.evaluation.targets import GROUPS, measure_targets
 
 
 needs_torchdeq = pytest.mark.skipif(find_torchdeq() is None, reason="torchdeq is not installed")

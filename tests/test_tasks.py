@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imbert_hf.evaluation.tasks import TASKS, find_task, read_rows
+from imbert_hf.evaluation.data.tasks import TASKS, find_task, read_rows
 
 
 ADV = Path(__file__).parents[2] / "shared" / "data" / "adv_glue"

@@ -8,8 +8,13 @@ from typing import NoReturn
 import torch
 from transformers.utils import logging
 
-from .commands import advglue, attack, card, cost, stability, targets
-from .report import Journal, check_destination, versions, write_json, write_whole
+from imbert_hf.evaluation.advglue import command as advglue
+from imbert_hf.evaluation.attacks import command as attack
+from imbert_hf.evaluation.cards import command as card
+from imbert_hf.evaluation.cost import command as cost
+from imbert_hf.evaluation.cost import targets_command as targets
+from imbert_hf.evaluation.report import Journal, check_destination, versions, write_json, write_whole
+from imbert_hf.evaluation.stability import command as stability
 
 
 COMMANDS = {

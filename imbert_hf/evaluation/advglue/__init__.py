@@ -1,0 +1,1 @@
+"""Accuracy on attacked texts beside clean ones: `imbert-eval advglue`."""

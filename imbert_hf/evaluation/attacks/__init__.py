@@ -1,0 +1,1 @@
+"""Attacks on embeddings and words, and natural noise: `imbert-eval attack`."""

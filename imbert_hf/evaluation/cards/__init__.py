@@ -1,0 +1,1 @@
+"""Model cards made of results: `imbert-eval card`."""

@@ -1,0 +1,1 @@
+"""Time, memory and work: `imbert-eval cost` and `targets`."""

@@ -1,0 +1,325 @@
+"""Time, memory and work of IM-BERT's solvers and gradients against plain BERT with the same weights, in one process.
+
+A busy machine misleads: every row is timed in turn, round after round, and the ratios are of neighbours in time, but
+what else runs takes more from some rows than from others. Measure on an idle machine, and look at the quartiles.
+"""
+
+import argparse
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from imbert_hf import GradientDescent, IMBertForSequenceClassification, IMBertModel
+from imbert_hf.evaluation.cost.references import find_torchdeq
+from imbert_hf.evaluation.cost.rows import GRADIENTS, KEPT, SOLVERS
+from imbert_hf.evaluation.cost.settings import cost
+from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained, longest_input
+from imbert_hf.evaluation.data.tasks import TASKS
+from imbert_hf.evaluation.report import Journal, Report, table
+from imbert_hf.evaluation.stability.command import read_texts
+
+
+HELP = "time, memory and work against plain BERT"
+COLOURS = {"fixed_point": "tab:blue", "anderson": "tab:green", "gradient_descent": "tab:red"}
+OTHERS = {"FreeLB": ":", "R3F": "-."}  # steps without a residual
+DEFAULTS: dict[str, list] = {
+    "batch": [32],
+    "length": [64],
+    "solver": list(SOLVERS),
+    "gradient": list(GRADIENTS),
+    "iterations": [2, 3, 5],
+    "learning_rate": [GradientDescent.learning_rate],
+    "implicit_layers": [None],
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
+    parser.add_argument("--data", help="real text: one sentence a line; with --task, rows of a task (default: random)")
+    parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("--random", action="store_true", help="random tokens too, beside --data")
+    for name, kind, choices, what in (
+        ("batch", int, None, "rows"),
+        ("length", int, None, "tokens a row, padded to it"),
+        ("solver", str, SOLVERS, "of IM-BERT"),
+        ("gradient", str, GRADIENTS, "of IM-BERT"),
+        ("iterations", int, None, "of the solver"),
+        ("learning-rate", float, None, "of gradient_descent"),
+        ("implicit-layers", int, None, "how many, from the last one down"),
+    ):
+        default = " ".join("all" if value is None else str(value) for value in DEFAULTS[name.replace("-", "_")])
+        text = f"{what}; may be given again (default: {default})"
+        parser.add_argument(f"--{name}", action="append", type=kind, choices=choices, help=text)
+    parser.add_argument("--theta", type=float, default=1.0, help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds of timing (default: %(default)s)")
+    parser.add_argument("--no-train", action="store_true", help="inference alone")
+    parser.add_argument(
+        "--references",
+        action="store_true",
+        help="add a literal reading of the paper, torchdeq where it is installed, FreeLB and R3F",
+    )
+    parser.add_argument(
+        "--gradient-rows",
+        type=int,
+        default=4,
+        help="rows for the error of the gradient, in float64; 0: not measured (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float64"])
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace, journal: Journal) -> Report:
+    for name, default in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        setattr(args, name, list(dict.fromkeys(getattr(args, name))))  # each once
+    check(args)
+    texts = None
+    if args.data is not None:
+        texts = read_texts(args.data, args.task, limit=max(args.batch), seed=args.seed)
+    model, tokenizer = load_model(args.model, device=args.device, dtype=args.dtype, seed=args.seed)
+    if max(args.length) > (longest := longest_input(model, tokenizer)):
+        raise ValueError(f"--length must be at most {longest} for {args.model}, got {max(args.length)}.")
+    total = model.config.num_hidden_layers
+    if wrong := [count for count in args.implicit_layers if count is not None and not 1 <= count <= total]:
+        raise ValueError(f"--implicit-layers must be an integer from 1 to {total} for {args.model}, got {wrong[0]}.")
+    marked = fingerprint(args.model, model.config)
+    cells = cost(
+        model,
+        tokenizer,
+        texts,
+        batches=args.batch,
+        lengths=args.length,
+        implicit_layers=args.implicit_layers,
+        random=texts is None or args.random,
+        solvers=args.solver,
+        gradients=args.gradient,
+        iterations=args.iterations,
+        learning_rates=args.learning_rate,
+        theta=args.theta,
+        repeats=args.repeats,
+        train=not args.no_train,
+        with_references=args.references,
+        gradient_rows=args.gradient_rows,
+        seed=args.seed,
+        keep=lambda key, compute: journal.part({**key, "model": marked}, compute),
+        progress=not args.quiet,
+    )
+    data: dict[str, Any] = {
+        "fingerprint": marked,
+        "connection": {name: getattr(model.config, name) for name in KEPT},
+        "absent": absent(args.dtype) if args.references else [],
+        "cells": cells,
+    }
+    head = f"{args.model}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, theta {args.theta:g}"
+    return Report(data, text(data, f"{head}, {args.repeats} rounds"), lambda: figure(data))
+
+
+def absent(dtype: str) -> list[str]:
+    """The references that cannot be measured, with the reason."""
+    if find_torchdeq() is None:
+        return ["torchdeq, which is not installed (pip install torchdeq)"]
+    return [f"torchdeq's Anderson, which has no {dtype}"] if dtype == "bfloat16" else []
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for the first argument that is out of range."""
+    for name, least in (("batch", 1), ("length", 3), ("iterations", 1)):
+        if wrong := [value for value in getattr(args, name) if value < least]:
+            raise ValueError(f"--{name} must be an integer >= {least}, got {wrong[0]}.")
+    if wrong := [value for value in args.learning_rate if not 0 < value < float("inf")]:
+        raise ValueError(f"--learning-rate must be a finite number > 0, got {wrong[0]}.")
+    if not 0 < args.theta <= 1:
+        raise ValueError(
+            f"--theta must be a number > 0 and <= 1, got {args.theta}; EX-BERT is theta 0 and always there."
+        )
+    for name, least in (("repeats", 1), ("gradient_rows", 0)):
+        if getattr(args, name) < least:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be an integer >= {least}, got {getattr(args, name)}.")
+    if args.data is None and (args.task is not None or args.random):
+        option = "--random" if args.task is None else "--task"
+        raise ValueError(f"{option} needs --data; without it the tokens are random.")
+
+
+def load_model(
+    path: str, *, device: str = "cpu", dtype: str = "float32", seed: int = 0
+) -> tuple[IMBertForSequenceClassification, Any]:
+    """A classifier around the encoder of any checkpoint of BERT or IM-BERT, and its tokenizer.
+
+    The head is a new one of two classes, drawn with `seed`: no cost depends on its weights.
+
+    Raises:
+        ValueError: it cannot be loaded, is of another family, lacks weights or a tokenizer.
+    """
+    what = "BERT or IM-BERT"
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "add_pooling_layer": False}
+    encoder, tokenizer = load_pretrained(IMBertModel, path, what, **options)
+    config = encoder.config
+    config.num_labels, config.problem_type = 2, None
+    torch.manual_seed(seed)
+    model: Any = IMBertForSequenceClassification(config)
+    model.bert.embeddings, model.bert.encoder = encoder.embeddings, encoder.encoder
+    return model.to(device=encoder.device, dtype=encoder.dtype).eval(), tokenizer
+
+
+def text(data: dict[str, Any], head: str) -> str:
+    """The tables of a run."""
+    parts = [head]
+    for cell in data["cells"]:
+        bert = cell["bert"]
+        own = f"BERT itself: inference {milliseconds(bert['inference_seconds'])}"
+        if bert["training_seconds"] is not None:
+            own += f", training step {milliseconds(bert['training_seconds'])}"
+            own += f", {bert['training_bytes'] / 2**20:.3g} MiB beside parameters and their gradients"
+        title = f"Batch {cell['batch']} x {cell['length']}, {cell['text']} text, {100 * cell['tokens']:.0f} % tokens "
+        title += f"that are no padding, {cell['implicit_layers']} implicit layers"
+        parts.append(f"{title}\n{own}\n{table([columns(row, cell) for row in cell['rows']])}")
+        if converged := cell["converged"]:
+            parts.append(
+                f"Gradient error: on the {converged['rows']} of {converged['of']} rows that a converged solve was "
+                f"found for (residual {converged['residual'] or float('nan'):.0e})."
+            )
+    parts.append(
+        "Times and memory are ratios to BERT's; in brackets the quartiles of the rounds. F: evaluations of a layer, v: "
+        "vector-Jacobian products or backward passes, vv: backward passes of products, each per layer. Floor: F and v "
+        "at 1, the backward of a tracked evaluation or product at 2."
+    )
+    if data["absent"]:
+        parts.append(f"Without rows: {', '.join(data['absent'])}.")
+    if any(_quartile_width(row) > 0.2 for cell in data["cells"] for row in cell["rows"]):
+        parts.append("Warning: some quartiles lie more than 20 % of their median apart; the machine was busy.")
+    return "\n\n".join(parts)
+
+
+def milliseconds(seconds: list[float]) -> str:
+    low, middle, high = (f"{1e3 * value:.3g}" for value in seconds)
+    return f"{middle} [{low}, {high}] ms"
+
+
+def columns(row: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table."""
+    shown: dict[str, Any] = {"": row["name"]}
+    inference, training = row["inference"], row["training"]
+    shown["inference"] = inference and work(inference["forward"])
+    shown["time"] = inference and spread(inference)
+    shown["/ floor"] = inference and f"{inference['to_floor']:.2f}"
+    if cell["bert"]["training_seconds"] is not None:
+        shown["forward + backward"] = f"{work(training['forward'])} + {work(training['backward'])}"
+        shown["step"] = spread(training)
+        shown["step / floor"] = f"{training['to_floor']:.2f}"
+        shown["memory"] = f"{training['memory_ratio']:.2f}"
+    shown["residual"] = row["residual"] and f"{row['residual']:.1e}"
+    if cell["converged"]:
+        shown["gradient error"] = row["gradient_error"] and f"{row['gradient_error']:.1e}"
+    return shown
+
+
+def work(phase: dict[str, float]) -> str:
+    """Counts, such as 4F 3v."""
+    signs = {"evaluations": "F", "products": "v", "second_products": "vv"}
+    return " ".join(f"{phase[kind]:g}{sign}" for kind, sign in signs.items() if phase[kind]) or "0"
+
+
+def spread(timing: dict[str, Any]) -> str:
+    low, high = timing["quartiles"]
+    return f"{timing['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _quartile_width(row: dict[str, Any]) -> float:
+    timings = [timing for timing in (row["inference"], row["training"]) if timing]
+    return max((t["quartiles"][1] - t["quartiles"][0]) / t["ratio"] for t in timings)
+
+
+AXES = {
+    "iterations": "iterations",
+    "batch": "rows a batch",
+    "length": "tokens a row",
+    "implicit_layers": "implicit layers",
+}
+
+
+def figure(data: dict[str, Any]) -> Figure:
+    """Time against residual, a line of panels for each batch; below, how time grows with whatever was varied."""
+    cells = data["cells"]
+    train = any(row["training"] for cell in cells for row in cell["rows"])
+    gradients = list(dict.fromkeys(r["gradient"] for c in cells for r in c["rows"] if r["kind"] == "IM-BERT"))
+    panels: list[tuple[str, Any]] = [("inference", gradients[0]), *(("training", g) for g in gradients if train)]
+    varied = [axis for axis in AXES if len(_values(cells, axis)) > 1]
+    height, width = len(cells) + bool(varied), max(len(panels), len(varied))
+    picture = Figure(figsize=(5.5 * width, 4.5 * height), layout="constrained")
+    grid = picture.subplots(height, width, squeeze=False)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for cell, line in zip(cells, grid, strict=False):
+        for (phase, gradient), axes in zip(panels, line, strict=False):
+            axes.set_visible(True)
+            _draw(axes, cell, phase, gradient)
+            what = "inference" if phase == "inference" else f"training step, {gradient}"
+            layers = f", {cell['implicit_layers']} layers" if "implicit_layers" in varied else ""
+            axes.set_title(f"{what}; {cell['batch']} x {cell['length']}, {cell['text']}{layers}", fontsize=10)
+    for axis, axes in zip(varied, grid[-1], strict=False):
+        axes.set_visible(True)
+        _draw_growth(axes, cells, axis)
+    return picture
+
+
+def _values(cells: list[dict[str, Any]], axis: str) -> list[int]:
+    if axis == "iterations":
+        return sorted({row["iterations"] for cell in cells for row in cell["rows"] if row["kind"] == "IM-BERT"})
+    return sorted({cell[axis] for cell in cells})
+
+
+def _draw_growth(axes, cells: list[dict[str, Any]], axis: str) -> None:
+    """Of IM-BERT, with all else as in the first batch, and the most iterations where these are not what varies."""
+    others = [name for name in ("batch", "length", "implicit_layers", "text") if name != axis]
+    most = _values(cells, "iterations")[-1]
+    lines: dict[tuple, dict[int, float]] = {}
+    for cell in cells:
+        if any(cell[name] != cells[0][name] for name in others):
+            continue
+        for row in cell["rows"]:
+            if row["kind"] != "IM-BERT" or (axis != "iterations" and row["iterations"] != most):
+                continue
+            x = row[axis] if axis == "iterations" else cell[axis]
+            for phase, what in (("inference", "inference"), ("training", row["gradient"])):
+                if row[phase]:
+                    lines.setdefault((row["solver"], row["learning_rate"], what), {})[x] = row[phase]["ratio"]
+    marks = {"inference": "o-", "implicit": "s--", "one_step": "^:", "unrolled": "x-."}
+    for (solver, rate, what), points in lines.items():
+        label = solver.replace("_", " ") + ("" if rate is None else f", lr {rate:g}") + f", {what}"
+        x, y = zip(*sorted(points.items()), strict=True)
+        axes.plot(x, y, marks[what], color=COLOURS[solver], label=label, markersize=4)
+    of = "" if axis == "iterations" else f"; {most} iterations"
+    axes.set(xlabel=AXES[axis], ylabel="time / BERT", xticks=_values(cells, axis))
+    axes.set_title(f"growth with {AXES[axis]}{of}", fontsize=10)
+    axes.legend(fontsize=6)
+
+
+def _draw(axes, cell: dict[str, Any], phase: str, gradient: str) -> None:
+    lines: dict[tuple, dict[int, dict[str, Any]]] = {}
+    for row in cell["rows"]:
+        wanted = phase == "inference" or row["gradient"] == gradient  # at inference all gradients are one
+        if row["solver"] and row["residual"] and row[phase] and wanted:
+            lines.setdefault((row["kind"], row["solver"], row["learning_rate"]), {})[row["iterations"]] = row
+    for (kind, solver, rate), by_iterations in lines.items():
+        rows = [by_iterations[T] for T in sorted(by_iterations)]
+        residuals, timings = [row["residual"] for row in rows], [row[phase] for row in rows]
+        times = [timing["ratio"] for timing in timings]
+        spreads = [[abs(t["quartiles"][i] - t["ratio"]) for t in timings] for i in (0, 1)]
+        own, colour = kind == "IM-BERT", COLOURS[solver]
+        label = ("" if own else f"{kind}, ") + solver.replace("_", " ") + ("" if rate is None else f", lr {rate:g}")
+        mark = "o-" if own else "x:"
+        axes.errorbar(times, residuals, xerr=spreads, fmt=mark, color=colour, label=label, markersize=5)
+        if own:
+            axes.plot([timing["floor"] for timing in timings], residuals, "--", color=colour, alpha=0.5)
+    axes.plot([], [], "--", color="gray", label="floor")
+    axes.axvline(1, color="black", linewidth=1, label="BERT")
+    for row in cell["rows"]:
+        if row["kind"] in OTHERS and row[phase]:
+            axes.axvline(row[phase]["ratio"], color="gray", linestyle=OTHERS[row["kind"]], label=row["name"])
+    axes.set(yscale="log", xlabel="time / BERT", ylabel="relative residual")
+    axes.legend(fontsize=7)

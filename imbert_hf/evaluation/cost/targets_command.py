@@ -1,0 +1,92 @@
+"""The targets for the speed and memory of IM-BERT, each measured on this machine and held against its bound.
+
+It takes about an hour on two cores for 6 layers of width 384. What is finished is kept beside --output, and the same
+command goes on where it was stopped.
+"""
+
+import argparse
+from typing import Any
+
+import torch
+
+from imbert_hf.evaluation.cost.command import load_model
+from imbert_hf.evaluation.cost.rows import KEPT
+from imbert_hf.evaluation.cost.targets import FIELDS, GROUPS, SENTENCE_LENGTH, measure_targets
+from imbert_hf.evaluation.data.loading import fingerprint, longest_input
+from imbert_hf.evaluation.data.tasks import TASKS
+from imbert_hf.evaluation.report import Journal, Report, table
+from imbert_hf.evaluation.stability.command import read_texts
+
+
+HELP = "the targets for speed and memory, met or missed"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
+    parser.add_argument("--data", required=True, help="real text: one sentence a line; with --task, rows of a task")
+    parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("--batch", type=int, default=32, help="rows (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=64, help="tokens a row, padded to it (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of timing (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=list(GROUPS), metavar="GROUP", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float64"])
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace, journal: Journal) -> Report:
+    for name, least in (("batch", 1), ("length", 3), ("repeats", 1)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be an integer >= {least}, got {getattr(args, name)}.")
+    texts = read_texts(args.data, args.task, limit=args.batch, seed=args.seed)
+    model, tokenizer = load_model(args.model, device=args.device, dtype=args.dtype, seed=args.seed)
+    if args.length > (longest := longest_input(model, tokenizer)):
+        raise ValueError(f"--length must be at most {longest} for {args.model}, got {args.length}.")
+    if longest < SENTENCE_LENGTH:
+        raise ValueError(f"--model must take {SENTENCE_LENGTH} tokens or more, {args.model} takes {longest}.")
+    marked = fingerprint(args.model, model.config)
+    targets = measure_targets(
+        model,
+        tokenizer,
+        texts,
+        batch=args.batch,
+        length=args.length,
+        repeats=args.repeats,
+        seed=args.seed,
+        only=args.only or list(GROUPS),
+        keep=lambda key, compute: journal.part({**key, "model": marked}, compute),
+        progress=not args.quiet,
+    )
+    data: dict[str, Any] = {
+        "fingerprint": marked,
+        "connection": {**{name: getattr(model.config, name) for name in KEPT}, **FIELDS},
+        "targets": targets,
+    }
+    head = f"{args.model}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, {args.repeats} rounds, "
+    return Report(data, text(data, f"{head}batch {args.batch} x {args.length}"))
+
+
+def text(data: dict[str, Any], head: str) -> str:
+    """The table, what it comes to, and how to read it."""
+    verdicts = [row["verdict"] for row in data["targets"]]
+    met, missed, absent = (verdicts.count(name) for name in ("met", "missed", "not measured"))
+    return "\n\n".join(
+        [
+            head,
+            table([columns(row) for row in data["targets"]]),
+            f"{met} of {met + missed} met, {absent} not measured.",
+            "In brackets the quartiles of the rounds. A busy machine misleads: measure times on an idle one.",
+        ]
+    )
+
+
+def columns(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table."""
+    measured = None if row["measured"] is None else f"{row['measured']:.3f}"
+    if measured and row["quartiles"]:
+        low, high = row["quartiles"]
+        measured += f" [{low:.3f}, {high:.3f}]"
+    bound = None if row["bound"] is None else f"{'<' if row['strict'] else '<='} {row['bound']:.3g}"
+    shown = {"target": row["target"], "setting": row["setting"], "measured": measured, "bound": bound}
+    return {**shown, "verdict": row["verdict"], "note": row["note"]}

@@ -1,0 +1,1 @@
+"""Labelled rows, models and the arguments that name them."""

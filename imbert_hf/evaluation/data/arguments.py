@@ -1,0 +1,103 @@
+"""Arguments that several subcommands share."""
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imbert_hf.evaluation.data.tasks import TASKS
+from imbert_hf.evaluation.report import table
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that every subcommand which runs a model has."""
+    parser.add_argument("--batch-size", type=int, default=32, help="rows (default: %(default)s)")
+    parser.add_argument("--max-length", type=int, help="tokens (default: the model's longest)")
+    parser.add_argument("--max-rows", type=int, help="random rows of the data, by --seed (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--label-map", help="such as negative=0,positive=1: the model's outputs by GLUE's labels")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def parse_label_map(text: str | None) -> dict[str, int] | None:
+    """ "negative=0,positive=1" as a dictionary."""
+    if text is None:
+        return None
+    try:
+        pairs = [(name.strip(), int(index)) for name, index in (pair.split("=") for pair in text.split(","))]
+    except ValueError:
+        raise ValueError(f"--label-map must read like negative=0,positive=1, got {text!r}.") from None
+    known = {label for task in TASKS.values() for label in task.labels}
+    if wrong := [name for name, _ in pairs if name not in known or sum(name == other for other, _ in pairs) > 1]:
+        raise ValueError(f"--label-map must name each label once, of {', '.join(sorted(known))}, got {wrong[0]!r}.")
+    return dict(pairs)
+
+
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What load_classifier takes of the arguments above."""
+    names = ("max_length", "trust_remote_code", "device", "dtype")
+    return {"label_map": parse_label_map(args.label_map)} | {name: getattr(args, name) for name in names}
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Comma-separated numbers."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} must be numbers such as 0.1,0.2, got {text!r}.") from None
+
+
+def digest(value: Any) -> str:
+    """Tells contents apart, in the key of a journal's part."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def interval(value: float | None, ci: Sequence[float] | None) -> str | None:
+    """A share and its interval as percent."""
+    return None if value is None or ci is None else f"{100 * value:.1f} [{100 * ci[0]:.1f}, {100 * ci[1]:.1f}]"
+
+
+def comparison_table(comparisons: Sequence[dict[str, Any]], of: str) -> str:
+    """Paired differences; `of` names the key that says of what."""
+    return table(
+        [
+            {
+                "a": c["a"],
+                "b": c["b"],
+                "task": c["task"],
+                of: c[of],
+                "a - b [95 %]": interval(c["difference"], c["ci95"]),
+                "McNemar p": c["mcnemar_p"],
+                "": "resolved" if c["resolved"] else "not resolved",
+            }
+            for c in comparisons
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A --model argument: the name in tables, the task that it is bound to, and where it lies."""
+
+    name: str
+    task: str | None
+    path: str
+    group: str  # whose results together make a score; "" for models that were given no name
+
+
+def parse_model(text: str) -> Spec:
+    """PATH, NAME=PATH, TASK=PATH or NAME@TASK=PATH."""
+    left, equals, path = text.partition("=")
+    if not equals or "/" in left or Path(text).exists():  # a path may hold = itself
+        return Spec(text, None, text, text)
+    name, _, task = ("", "", left) if left in TASKS else left.partition("@")
+    if not path or (task and task not in TASKS):
+        raise ValueError(
+            f"--model must be PATH, NAME=PATH, TASK=PATH or NAME@TASK=PATH, TASK of {', '.join(TASKS)}, got {text!r}."
+        )
+    return Spec(name or path, task or None, path, name)

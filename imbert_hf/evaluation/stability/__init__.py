@@ -1,0 +1,1 @@
+"""What a small change becomes on its way through the layers: `imbert-eval stability`."""

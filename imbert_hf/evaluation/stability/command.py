@@ -1,0 +1,261 @@
+"""How a small change of the input grows through the layers of BERT, EX-BERT and IM-BERT with the same weights."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy
+from matplotlib.figure import Figure
+from transformers import AutoConfig
+
+from imbert_hf import IMBertModel
+from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained
+from imbert_hf.evaluation.data.tasks import TASKS, find_task, read_rows
+from imbert_hf.evaluation.report import Journal, Report, percent, table
+from imbert_hf.evaluation.stability.layers import THETAS, stability
+from imbert_hf.evaluation.stability.spectrum import stability_function
+
+
+HELP = "growth of perturbations, spectra and convergence of the layers"
+REGIONS = {0.0: "tab:red", 0.5: "tab:green", 1.0: "tab:blue"}
+COLOURS = ("tab:red", "tab:orange", "tab:blue")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
+    parser.add_argument("--data", required=True, help="a text file, one sentence a line; with --task, rows of a task")
+    parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("--max-rows", type=int, default=8, help="random ones, by --seed (default: %(default)s)")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens (default: %(default)s)")
+    parser.add_argument(
+        "--radius",
+        type=float,
+        default=0.05,
+        help="of the perturbation, relative to the embeddings (default: %(default)s)",
+    )
+    parser.add_argument("--directions", type=int, default=4, help="random perturbations (default: %(default)s)")
+    parser.add_argument("--restarts", type=int, default=2, help="of the search of the worst one (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10, help="of that search (default: %(default)s)")
+    parser.add_argument("--eigenvalues", type=int, default=4, help="leading ones of a layer (default: %(default)s)")
+    parser.add_argument("--iterations", type=int, default=16, help="of the solvers (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace, journal: Journal) -> Report:
+    texts = read_texts(args.data, args.task, limit=args.max_rows, seed=args.seed)
+    model, tokenizer = load_encoder(args.model, device=args.device, dtype=args.dtype)
+    names = ("radius", "directions", "restarts", "steps", "eigenvalues", "iterations", "max_length", "seed")
+    options = {name: getattr(args, name) for name in names}
+    data = stability(model, tokenizer, texts, **options, journal=journal, progress=not args.quiet)
+    data["fingerprint"] = fingerprint(args.model, model.config)
+    data["summary"] = summarise(data)
+    return Report(data, text(data), lambda: figure(data))
+
+
+def load_encoder(path: str, *, device: str = "cpu", dtype: str = "float32") -> tuple[IMBertModel, Any]:
+    """The encoder of any checkpoint of BERT or IM-BERT, as an IMBertModel in eval mode, and its tokenizer.
+
+    A checkpoint of BERT has no implicit layer.
+
+    Raises:
+        ValueError: it cannot be loaded, is of another family, lacks weights or a tokenizer.
+    """
+    what = "BERT or IM-BERT"
+    model, tokenizer = load_pretrained(IMBertModel, path, what, dtype=dtype, device=device, add_pooling_layer=False)
+    if AutoConfig.from_pretrained(path).model_type == "bert":
+        model.config.im_layers = []
+    return model, tokenizer
+
+
+def read_texts(
+    data: str | Path, task: str | None = None, *, limit: int | None = None, seed: int = 0
+) -> Sequence[str | tuple[str, ...]]:
+    """The sentences of a plain text file, one a line, or the text fields of a task's rows.
+
+    Args:
+        data: the file; with a task, whatever `tasks.read_rows` reads.
+        task: name of a task; None: `data` is plain text.
+        limit: keep that many, drawn with `seed` and kept in the file's order; None: all.
+
+    Raises:
+        ValueError: the file cannot be read or holds no text, the task is unknown, or limit < 1.
+    """
+    if task is not None:
+        rows = read_rows(data, find_task(task), limit=limit, seed=seed)
+        return [row.texts if len(row.texts) > 1 else row.texts[0] for row in rows]
+    if limit is not None and limit < 1:
+        raise ValueError(f"max_rows must be an integer >= 1, got {limit}.")
+    path = Path(data)
+    if path.suffix in (".json", ".jsonl"):
+        raise ValueError(f"{data} holds JSON; say with --task which task's texts to read from it.")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{data} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    if not lines:
+        raise ValueError(f"{data} is empty; it must hold one sentence a line.")
+    if limit is None or limit >= len(lines):
+        return lines
+    return [lines[i] for i in sorted(numpy.random.default_rng(seed).choice(len(lines), limit, replace=False))]
+
+
+def summarise(data: dict[str, Any]) -> dict[str, Any]:
+    """Over sentences and random directions: means of growth, medians of spectra and residuals, shares of solves.
+
+    A mean or median is None where a value that it needs was not finite.
+    """
+    return {
+        "growth": [
+            {"connection": connection, "direction": direction}
+            | {name: _columns(fmean, [r[name] for r in rows]) for name in ("ratio", "relative")}
+            for (connection, direction), rows in _groups(data["growth"], "connection", "direction").items()
+        ],
+        "spectrum": [
+            {"layer": layer}
+            | {name: _columns(median, [[r[name]] for r in rows])[0] for name in ("spectral_radius", "norm")}
+            | {"amplification": {t: _columns(median, [[r["amplification"][t]] for r in rows])[0] for t in AMPLIFIED}}
+            | {"eigenvalues_converged": fmean(r["eigenvalues_converged"] for r in rows)}
+            | {"norm_converged": fmean(r["norm_converged"] for r in rows)}
+            for (layer,), rows in _groups(data["spectrum"], "layer").items()
+        ],
+        "residuals": [
+            {"layer": layer, "solver": solver, "residual": _columns(median, [r["residual"] for r in rows])}
+            for (layer, solver), rows in _groups(data["residuals"], "layer", "solver").items()
+        ],
+        "convergence": [
+            {"theta": theta, "step_size": step_size, "share": fmean(r["converged"] for r in rows)}
+            for (theta, step_size), rows in _groups(data["convergence"], "theta", "step_size").items()
+        ],
+    }
+
+
+AMPLIFIED = tuple(f"{theta:g}" for theta in THETAS)
+
+
+def _groups(records: list[dict[str, Any]], *names: str) -> dict[tuple, list[dict[str, Any]]]:
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in names), []).append(record)
+    return groups
+
+
+def _columns(average: Callable, rows: list[list[float | None]]) -> list[float | None]:
+    """The average of each column; what is None counts as infinite."""
+    columns = [average([float("inf") if v is None else v for v in column]) for column in zip(*rows, strict=True)]
+    return [None if value == float("inf") else value for value in columns]
+
+
+def text(data: dict[str, Any]) -> str:
+    """The tables of a run."""
+    summary = data["summary"]
+    config = data["connections"]["IM-BERT"]
+    tokens = sum(s["tokens"] for s in data["sentences"])
+    grown = summary["growth"]
+    parts = [
+        f"{len(data['sentences'])} sentences, {tokens} tokens; IM-BERT: "
+        + ", ".join(
+            f"{name[3:]} {config[name]}"
+            for name in ("im_theta", "im_layers", "im_vector_field", "im_step_size", "im_solver", "im_iterations")
+        )
+    ]
+    for name, title in (
+        ("ratio", "Growth, ||h_l(x+d) - h_l(x)|| / ||h_0(x+d) - h_0(x)||"),
+        ("relative", "Relative difference, ||h_l(x+d) - h_l(x)|| / ||h_l(x)||"),
+    ):
+        layers = range(len(grown[0][name]))
+        rows = [{"l": k} | {f"{g['connection']} {g['direction']}": g[name][k] for g in grown} for k in layers]
+        parts.append(f"{title}, mean (worst: the worst found, a lower bound)\n{table(rows)}")
+    rows = [
+        {"layer": s["layer"], "spectral radius": s["spectral_radius"], "norm": s["norm"]}
+        | {f"|R|, theta {theta}": s["amplification"][theta] for theta in AMPLIFIED}
+        for s in summary["spectrum"]
+    ]
+    parts.append(f"Jacobian of F, and the largest |R(z)| of its leading eigenvalues, median\n{table(rows)}")
+    for name, what in (("eigenvalues_converged", "eigenvalues"), ("norm_converged", "norms")):
+        missed = sum(not r[name] for r in data["spectrum"])
+        if missed:
+            parts.append(f"Warning: {missed} of {len(data['spectrum'])} {what} did not converge.")
+    last = len(summary["residuals"][0]["residual"]) - 1
+    shown = sorted({min(config["im_iterations"], last), last})
+    rows = [
+        {"layer": layer} | {f"{r['solver']} {k}": r["residual"][k] for r in of_layer for k in shown}
+        for (layer,), of_layer in _groups(summary["residuals"], "layer").items()
+    ]
+    parts.append(f"Relative residual after {' and '.join(map(str, shown))} iterations, median\n{table(rows)}")
+    rows = [
+        {"theta": theta} | {f"gamma {r['step_size']:g}": percent(r["share"]) for r in of_theta}
+        for (theta,), of_theta in _groups(summary["convergence"], "theta").items()
+    ]
+    parts.append(f"Solves by {config['im_solver']} that converge in {last} iterations, percent\n{table(rows)}")
+    return "\n\n".join(parts)
+
+
+def figure(data: dict[str, Any]) -> Figure:
+    """Four panels: growth, region of stability, residuals, convergence."""
+    picture = Figure(figsize=(12, 9), layout="constrained")
+    panels = picture.subplots(2, 2)
+    for draw, axes in zip((_draw_growth, _draw_region, _draw_residuals, _draw_convergence), panels.flat, strict=True):
+        draw(axes, data)
+    return picture
+
+
+def _finite(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
+
+
+def _draw_growth(axes, data) -> None:
+    colours = dict(zip(data["connections"], COLOURS, strict=True))
+    for g in data["summary"]["growth"]:
+        worst = g["direction"] == "worst"
+        style = {"color": colours[g["connection"]], "linestyle": "-" if worst else "--", "marker": "o", "markersize": 3}
+        axes.plot(_finite(g["relative"]), label=f"{g['connection']}, {g['direction']}", **style)
+    axes.set(yscale="log", xlabel="layer l", title="relative difference $||h_l(x+d) - h_l(x)|| / ||h_l(x)||$")
+    axes.legend(fontsize=8)
+
+
+def _draw_region(axes, data) -> None:
+    z = [(layer["layer"], complex(*value)) for layer in data["spectrum"] for value in layer["z"]]
+    reach = max([2.5] + [1.1 * max(abs(value.real), abs(value.imag)) for _, value in z])
+    across, up = numpy.meshgrid(numpy.linspace(-reach, reach, 400), numpy.linspace(-reach, reach, 400))
+    for theta, colour in REGIONS.items():
+        size = abs(stability_function(across + 1j * up, theta))
+        axes.contour(across, up, size, [1.0], colors=[colour])
+        axes.contourf(across, up, size, [0, 1], colors=[colour], alpha=0.08)
+        axes.plot([], [], color=colour, label=f"$|R(z)| = 1$, theta {theta:g}")
+    if z:
+        layers, values = zip(*z, strict=True)
+        points = axes.scatter([v.real for v in values], [v.imag for v in values], 12, layers, cmap="viridis", zorder=3)
+        axes.figure.colorbar(points, ax=axes, label="layer", ticks=sorted(set(layers)))
+    axes.set(
+        xlabel="Re z", ylabel="Im z", aspect="equal", title="leading eigenvalues z; shaded: stable, $|R(z)| \\leq 1$"
+    )
+    axes.legend(fontsize=8, loc="upper left")
+
+
+def _draw_residuals(axes, data) -> None:
+    solvers = _groups(data["summary"]["residuals"], "solver")
+    for (solver,), colour in zip(solvers, COLOURS, strict=False):
+        rows = [r["residual"] for r in solvers[(solver,)]]
+        for row in rows:
+            axes.plot(_finite(row), color=colour, linewidth=0.6, alpha=0.5)
+        axes.plot(_finite(_columns(median, rows)), color=colour, linewidth=2, label=solver.replace("_", " "))
+    axes.axhline(1e-2, color="gray", linestyle=":")
+    axes.set(yscale="log", xlabel="iteration", title="relative residual; thin: each layer, thick: their median")
+    axes.legend(fontsize=8)
+
+
+def _draw_convergence(axes, data) -> None:
+    for (theta,), rows in _groups(data["summary"]["convergence"], "theta").items():
+        axes.plot(
+            [r["step_size"] for r in rows], [100 * r["share"] for r in rows], marker="o", label=f"theta {theta:g}"
+        )
+    axes.set(xscale="log", xlabel="step size gamma", ylim=(-3, 103), title="solves that converge, percent")
+    step_sizes = sorted({r["step_size"] for r in data["summary"]["convergence"]})
+    axes.set_xticks(step_sizes, [f"{step_size:g}" for step_size in step_sizes])
+    axes.set_xticks([], minor=True)
+    axes.legend(fontsize=8)
