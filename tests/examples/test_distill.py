@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
-from classifiers import WORDS, bert, classifier, example, imbert, save
+from classifiers import WORDS, bert, classifier, imbert, save
 from transformers import BertForSequenceClassification
 
 from imbert_hf.evaluation.data.classifier import load_classifier
@@ -21,7 +22,7 @@ from imbert_hf.evaluation.data.tasks import find_task
 
 @pytest.fixture(scope="module")
 def distill():
-    return example("distill")
+    return import_module("distill")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])

@@ -1,11 +1,10 @@
 """examples/finetune_glue.py as a module, a tiny random BERT and a few made-up rows to run it on, and what it wrote."""
 
-import importlib.util
 import json
 import random
-import sys
 from pathlib import Path
 
+import finetune_glue as glue
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,11 +13,7 @@ from transformers import BertConfig, BertForPreTraining, BertTokenizer
 from imbert_hf.configuration_imbert import IM_FIELDS
 
 
-SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "finetune_glue.py"
-specification = importlib.util.spec_from_file_location("finetune_glue", SCRIPT)
-glue = importlib.util.module_from_spec(specification)
-sys.modules["finetune_glue"] = glue  # where HfArgumentParser looks up the annotations of the script's dataclasses
-specification.loader.exec_module(glue)
+SCRIPT = Path(glue.__file__)
 
 WORDS = ["a", "the", "film", "book", "is", "was", "good", "bad", "dull", "fine", "not", "very", "never", "it"]
 FIELDS = {

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy
@@ -19,14 +20,14 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
-from classifiers import WORDS, bert, example, save
+from classifiers import WORDS, bert, save
 from filelock import FileLock
 from safetensors.torch import load_file
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 REST = "tasks: [qqp, mnli, qnli, rte], seeds: [0]"
 SCORED = f"""models: {{a: {{}}, b: {{}}}}
 parts:
@@ -39,8 +40,8 @@ README = "Before.\n\n<!-- study: main -->\nold\n<!-- /study -->\n\nAfter.\n"
 @pytest.fixture(scope="module")
 def study():
     """The modules of the study: plan, stages, report and the script."""
-    study = example("study")
-    study.plan, study.stages, study.report = (example(f"study_{name}") for name in ("plan", "stages", "report"))
+    study = import_module("study")
+    study.plan, study.stages, study.report = (import_module(f"study_{name}") for name in ("plan", "stages", "report"))
     return study
 
 

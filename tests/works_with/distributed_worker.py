@@ -113,7 +113,6 @@ def main(path):
 
 def run_example(path):
     torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
     from finetune_glue import main
 
     for arguments in json.loads(Path(path).read_text()):

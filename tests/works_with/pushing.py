@@ -1,19 +1,16 @@
 """A checkpoint to push, the example that pushes it, and processes to run it and others in."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import push_to_hub as example
 from classifiers import imbert, tokenizer
 
 
-SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "push_to_hub.py"
-specification = importlib.util.spec_from_file_location("push_to_hub", SCRIPT)
-example = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(example)
+SCRIPT = Path(example.__file__)
 
 WORKER = """
 import contextlib, io, json, os, runpy, sys, traceback, types

@@ -31,13 +31,14 @@ psutil = pytest.importorskip("psutil")
 from finetuning import SCRIPT, glue, results_of  # noqa: E402
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"  # what the commands of these names run
 
 
 def run_together(folder, *commands, timeout=300):
     """Runs modules, each with its arguments, at once. Where one fails or time is up, all end, and what they started."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    own = [str(ROOT / name) for name in (".", "tests", "examples")]
+    path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
     logs = [folder / f"{i}.log" for i in range(len(commands))]
     processes = []

@@ -1,8 +1,5 @@
 """Small classifiers for the tests of the evaluation: saved BERTs, and models whose answers are known by hand."""
 
-import importlib
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -15,16 +12,6 @@ from imbert_hf.evaluation.data.tasks import find_task
 
 
 WORDS = [f"w{i}" for i in range(TINY["vocab_size"] - 5)]
-
-
-def example(name):
-    """The module examples/<name>.py."""
-    folder = str(Path(__file__).resolve().parents[1] / "examples")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
 
 
 def tokenizer():
