@@ -140,7 +140,7 @@ def of_words(batch, model, kind, seed):
     rest = {name: value for name, value in batch.items() if name != "inputs_embeds"}
     weight = model.get_input_embeddings().weight
     if kind != "masked":
-        weight.data[-1] = float(kind)
+        weight.data[-1] = torch.tensor(float(kind)).to(weight.dtype)
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(2, len(weight) - 1, rest["attention_mask"].shape, generator=generator)
     return {"input_ids": words, **rest}
@@ -154,7 +154,9 @@ def harmed(batch, kind, row=0):
     elif "input_ids" in batch:
         batch["input_ids"][row, batch["attention_mask"][row].argmax()] = 19  # the last word
     elif batch["attention_mask"][row].any():
-        batch["inputs_embeds"][row, batch["attention_mask"][row].argmax()] = float(kind)
+        embeds = batch["inputs_embeds"]
+        # Torch 2.6 writes no number beyond half precision's.
+        embeds[row, batch["attention_mask"][row].argmax()] = torch.tensor(float(kind)).to(embeds.dtype)
     return batch
 
 
