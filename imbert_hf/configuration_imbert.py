@@ -68,7 +68,7 @@ def _stored(name: str, value: Any) -> Any:
         return value
     if _is(_KINDS[kind], value):
         with contextlib.suppress(OverflowError):  # of an integer beyond every float
-            stored = kind(value)
+            stored = value if kind is str else kind(value)  # of an enum str() would make something else
             if accept(stored):
                 return [int(i) for i in stored] if kind is list else stored
     raise ValueError(f"{name} must be {allowed}, got {value!r}.")
@@ -168,7 +168,7 @@ class ImplicitConfig(PretrainedConfig):
             setattr(self, name, value)
         self.im_version = IM_VERSION
         self.auto_map = auto_map
-        self.check_im_fields()
+        _ = self.implicit_layers
 
     @classmethod
     def plain_model_type(cls) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from .solvers_imbert import Anderson, Relation, Solution, Solver, ThetaMethod, iterate, require, solve, solve_to
@@ -333,7 +332,38 @@ class _Handed(torch.autograd.Function):
 
 
 class _HandedOnce(_Handed):
-    backward = staticmethod(once_differentiable(_Handed.backward))
+    @staticmethod
+    def backward(ctx, v):
+        with torch.no_grad():
+            found = ctx.cotangents(v)
+        # Not once_differentiable, whose refusal hangs on no input: autograd.grad and torch.func would pass it by.
+        return None, None, *(_Twice.apply(t, v) if torch.is_grad_enabled() else t for t in found)
+
+
+class _Twice(torch.autograd.Function):
+    """`t`, made of v, where a graph of that is recorded: its derivative is refused."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t, v):
+        return t.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, _):
+        raise RuntimeError("The gradient mode 'implicit' has no second derivative; 'unrolled' and 'one_step' have.")
+
+
+def _carry(value: Tensor, weights: tuple[float, ...], *carriers: Tensor) -> Tensor:
+    """`value`, whose cotangent is handed to each of `carriers`, times its weight."""
+    if functional():  # forward mode goes through no function of ours; there the zeros added cost little
+        moved = [weight * (t - t.detach()) for weight, t in zip(weights, carriers, strict=True)]
+        return sum(moved, value.detach())
+    return _Handed.apply(value, lambda v: [weight * v for weight in weights], *carriers)
 
 
 def _by_graph(Fy: Any, leaf: Any, held: Held, reported: list) -> Callable[[Tensor], Tensor]:
@@ -388,7 +418,7 @@ class OneStep:
             finite = relation.finite(y)
             y = torch.where(finite, y, problem.guess)  # what such an example returns, and is to be differentiated at
             with torch.enable_grad(), held(inside):
-                moving = _Handed.apply(y, lambda v: (v / c,), x)
+                moving = _carry(y, (1 / c,), x)
                 tracked, pullback = _with_pullback(F, moving, keep=True) if inside else (F(moving), None)
             return tracked.detach(), pullback
 
@@ -397,10 +427,10 @@ class OneStep:
         held.release()
         value, solved = solution.value, solution.solved
         if tracked is None:
-            tracked = F(_Handed.apply(value, lambda v: (v / c,), x))
+            tracked = F(_carry(value, (1 / c,), x))
         else:
             value, solved = torch.where(finite, value, problem.guess), solved & finite
-        value = _Handed.apply(value, lambda v: (v / c, s * v), relation.b, tracked)
+        value = _carry(value, (1 / c, s), relation.b, tracked)
         return replace(solution, value=value, solved=solved)
 
 
@@ -487,7 +517,8 @@ def checked_step(layer, x, method, solver, gradient, initial_guess, iterations, 
 
 
 def _grad_mode(wanted: bool):
-    return torch.set_grad_enabled(wanted) if torch.is_grad_enabled() != wanted else contextlib.nullcontext()
+    # No argument of set_grad_enabled: where theta has changed it is a symbol of a compiler.
+    return contextlib.nullcontext() if wanted or not torch.is_grad_enabled() else torch.no_grad()
 
 
 def _refuse(layer: Any, x: Tensor, solver: Solver, gradient: Gradient) -> None:

@@ -7,6 +7,7 @@ This file travels with every checkpoint: it imports torch, transformers, the sta
 """
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -58,20 +59,22 @@ class Pass:
         self.records = False  # whether attentions are asked for
         self._padding: Tensor | None = None
         self.places: dict[Any, int] = {}  # of each layer, in this forward
+        self.carries: tuple[bool, ...] = ()
         self.solved: list[Tensor] = []  # each (batch, 1, 1)
         self.explicit: Solution | None = None  # the last step that solved nothing
         fields = config.__dict__  # to ask the config itself takes as long as an operation
         self.method = ThetaMethod(fields["im_theta"], fields["im_step_size"], fields["im_vector_field"])
         self.solver, self.gradient = SOLVERS[fields["im_solver"]](fields), GRADIENTS[fields["im_gradient"]](fields)
+        self.initial_guess, self.tolerance = fields["im_initial_guess"], fields["im_tolerance"]
         training, evaluation = fields["im_iterations"], fields["im_eval_iterations"]
         self.iterations = {True: training, False: training if evaluation is None else evaluation}  # by `training`
 
     def step(self, layer: "LayerMap", x: Tensor, training: bool) -> Solution:
         """The implicit step of one layer."""
-        fields, solve = self.config.__dict__, checked_step
+        solve = checked_step
         if torch.compiler.is_compiling() and (layer.draws or (NO_PIECES and self.solver.needs_pullback)):
             solve = _eagerly
-        options = fields["im_initial_guess"], self.iterations[training], fields["im_tolerance"]
+        options = self.initial_guess, self.iterations[training], self.tolerance
         # With SDPA transformers hands on no mask where nothing is padded.
         padding = None if layer.args[0] is None and self.attention == "sdpa" else self.padding(x)
         return solve(layer, x, self.method, self.solver, self.gradient, *options, padding)
@@ -242,6 +245,7 @@ class ImplicitLayer:
         place, n = self.im_place or own
         if alone:
             im_pass = Pass(self.config, mask=token_mask(attention_mask))
+        if not im_pass.carries:  # nor where an encoder is not ours
             im_pass.choose(n)
         # A checkpoint's second run of this forward finds the place of this one, whatever came between. A compiler puts
         # no guard on what it looks up by a module.
@@ -303,7 +307,7 @@ def _forward_of(plain: type) -> Any:
     def forward(self: Any, *args, output_im_statistics=None, return_dict=None, im_pass=None, **kwargs):
         if im_pass is None:
             im_pass = Pass(self.config, [] if output_im_statistics else None)
-        if "encoder" in self._modules:  # the model that the heads hold
+        if self.base_model_prefix not in self._modules:  # the model that the heads hold
             asked = kwargs.get("output_attentions")
             im_pass.records = self.config.output_attentions if asked is None else asked
             im_pass.mask = token_mask(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
@@ -316,6 +320,10 @@ def _forward_of(plain: type) -> Any:
             return_dict = getattr(self.config, "return_dict", True)
         return outputs if return_dict else outputs.to_tuple()
 
+    signature, own = inspect.signature(family_forward), inspect.Parameter.KEYWORD_ONLY
+    asked = inspect.Parameter("output_im_statistics", own, default=None, annotation=bool | None)
+    together = sorted([*signature.parameters.values(), asked], key=lambda parameter: parameter.kind)
+    forward.__signature__ = signature.replace(parameters=together)  # type: ignore[attr-defined]
     return forward
 
 
@@ -333,7 +341,7 @@ class ImplicitPreTrainedModel:
         if cls.config_class.model_class is None:  # of the family's first class, in the file that its checkpoints open
             cls.config_class.model_class = cls
         plain = cls.__bases__[-1]
-        if "forward" in vars(plain) and plain.__module__.startswith("transformers.models."):
+        if "forward" in vars(plain) and cls.__module__ == cls.config_class.model_class.__module__:  # no class of a user
             cls.forward = _forward_of(plain)  # type: ignore[attr-defined]
             cls.implicit_classes[plain] = cls
 

@@ -85,13 +85,17 @@ class Relation:
 
     def __init__(self, b: Tensor, s: float, c: float, padding: Tensor | None = None):
         self.b, self.s, self.c, self.padding = b, s, c, padding
-        self._inner = (-2, -1) if b.dim() == 3 else tuple(range(1 - b.dim(), 0))  # all dimensions but the batch's
+        self._inner = tuple(range(1 - b.dim(), 0))  # all dimensions but the batch's
 
     def map(self, Fy: Tensor) -> Tensor:
         """g = (b + s F(y)) / c."""
         if self.c == 1:
             return torch.add(self.b, Fy, alpha=self.s)
-        return torch.lerp(self.b, Fy.to(self.b.dtype), self.s / self.c)
+        b = self.b
+        if b.dtype != Fy.dtype:  # under autocast
+            kind = torch.promote_types(b.dtype, Fy.dtype)
+            b, Fy = b.to(kind), Fy.to(kind)
+        return torch.lerp(b, Fy, self.s / self.c)
 
     def real(self, t: Tensor) -> Tensor:
         """`t` with zeros for padded tokens."""

@@ -171,12 +171,51 @@ def test_frozen_layers_build_no_graph():
     assert x.grad is not None
 
 
-def test_a_second_derivative_through_implicit_is_refused():
+@pytest.mark.parametrize("theta", [0.5, 1.0])
+def test_a_second_derivative_through_implicit_is_refused(theta):
+    """By every door: a refusal that hangs on no input is passed by."""
     layer, x = Mixing(), inputs()
-    value = step(layer, x, solver=FixedPoint(), gradient=Implicit(), iterations=2).value
-    (grad,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+
+    def loss(x):
+        options = {"solver": FixedPoint(), "gradient": Implicit(), "iterations": 2, "theta": theta}
+        return step(layer, x, **options).value.square().sum()
+
+    (grad,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="'implicit' has no second derivative"):
+        torch.autograd.grad(grad.square().sum(), x, retain_graph=True)
+    with pytest.raises(RuntimeError, match="'implicit' has no second derivative"):
         grad.sum().backward()
+    with pytest.raises(RuntimeError, match="'implicit' has no second derivative"):
+        torch.func.grad(lambda x: torch.func.grad(loss)(x).square().sum())(x.detach())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize(("solver", "gradient"), [pair for pair in PAIRS if pair[1] != "implicit"])
+def test_forward_mode_is_the_transpose_of_reverse_mode(solver, gradient):
+    layer, x = Mixing(), inputs().detach()
+
+    def value(x):
+        return step(layer, x, solver=SOLVERS[solver], gradient=GRADIENTS[gradient], iterations=2, theta=0.7).value
+
+    u, v = cotangent(x), torch.randn_like(x)
+    _, along = torch.func.jvp(value, (x,), (u,))
+    _, pullback = torch.func.vjp(value, x)
+    torch.testing.assert_close((along * v).sum(), (pullback(v)[0] * u).sum())
+
+
+def test_a_wider_layer_keeps_its_digits():
+    """Under autocast F(y) may be wider than x."""
+    layer = Linear()
+
+    def wide(h):
+        return layer(h.double())
+
+    x = inputs().detach().bfloat16()
+    for guess in INITIAL_GUESSES:
+        options = {"solver": FixedPoint(), "gradient": Unrolled(), "iterations": 40, "initial_guess": guess}
+        solution = step(wide, x, **options)
+        assert solution.value.dtype == torch.float64
+        assert solution.residual.max() < 1e-12
 
 
 # Dropout: one mask a solve.

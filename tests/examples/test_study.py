@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -406,26 +407,22 @@ def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study)
 
 
 def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypatch):
-    root = EXAMPLES.parent
-    monkeypatch.chdir(root)
-    study.report.main(["examples/study.yaml", "--runs", "model_cards/runs", "--output", str(tmp_path / "study.md")])
-    rendered, kept = (folder.joinpath("study.md").read_text() for folder in (tmp_path, root / "model_cards"))
-    rendered, kept = (text.split("\n- clean: ")[1] for text in (rendered, kept))
+    kept = EXAMPLES.parent / "model_cards"
+    monkeypatch.chdir(EXAMPLES.parent)
+    shutil.copy(kept / "README.md", tmp_path)
+    words = ["--output", tmp_path / "study.md", "--readme", tmp_path / "README.md"]
+    study.report.main(["examples/study.yaml", "--runs", "model_cards/runs", *map(str, words)])
     number = re.compile(r"\d+\.\d+")
-    assert number.sub("#", rendered) == number.sub("#", kept)
-    for found, written in zip(number.findall(rendered), number.findall(kept), strict=True):
-        last = 10.0 ** -len(written.partition(".")[2])  # where another numpy rounds otherwise
-        assert float(found) == pytest.approx(float(written), rel=0, abs=1.01 * last)
-    assert {path.name for path in tmp_path.glob("*.png")} == {
-        path.name for path in (root / "model_cards").glob("*.png")
-    }
-    plan = study.plan.read_plan(Path("examples/study.yaml"))
-    found = study.report.sections(plan, Path("model_cards/runs"), tmp_path / "study.md")
-    page = root / "model_cards/README.md"
-    inserted, kept = study.report.insert(page, found), page.read_text()
-    assert number.sub("#", inserted) == number.sub("#", kept)
-    named = {f"{run.name}.json" for run in study.plan.runs_of(plan)}
-    assert {path.name for path in Path("model_cards/runs").iterdir()} <= named  # none that no table shows
+    for name in ("study.md", "README.md"):
+        texts = [folder.joinpath(name).read_text() for folder in (tmp_path, kept)]
+        rendered, written = (text.partition("\n- clean: ")[2] or text for text in texts)  # below the two paths
+        assert number.sub("#", rendered) == number.sub("#", written)
+        for a, b in zip(number.findall(rendered), number.findall(written), strict=True):
+            last = 10.0 ** -len(b.partition(".")[2])  # where another numpy rounds otherwise
+            assert float(a) == pytest.approx(float(b), rel=0, abs=1.01 * last)
+    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in kept.glob("*.png")}
+    named = {f"{run.name}.json" for run in study.plan.runs_of(study.plan.read_plan(Path("examples/study.yaml")))}
+    assert {path.name for path in (kept / "runs").iterdir()} <= named  # none that no table shows
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def in_place(model):
 def im_fields(model):
     config = getattr(model, "module", model).config
     config.im_theta, config.im_iterations, config.im_gradient, config.im_solver = 0.5, 1, "one_step", "anderson"
+    config.im_initial_guess, config.im_tolerance, config.im_step_size = "previous", 0.1, 0.5
 
 
 # What may happen to a model between its forward and its backward.
@@ -169,6 +170,14 @@ def test_under_a_checkpoint_becomes_of_it_what_becomes_of_bert(way, change, batc
     for solver, gradient in PAIRS:
         found = outcome(solver, gradient)
         assert found == expected or (expected == "mixed" and found != "refused"), (solver, gradient, found)
+
+
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+@pytest.mark.parametrize("way", ["checkpoint", "reentrant checkpoint"])
+def test_a_checkpoint_runs_again_with_the_fields_of_its_forward(way, solver, gradient, batch):
+    expected = gradients(make(solver, gradient), batch, way=way)
+    found = gradients(make(solver, gradient), batch, between=im_fields, way=way)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def composed(layer, gradient):

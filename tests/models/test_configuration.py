@@ -1,6 +1,7 @@
 """IMBertConfig: round trip, presets, and one clear sentence for every wrong value."""
 
 import json
+from enum import Enum
 
 import numpy as np
 import pytest
@@ -73,6 +74,13 @@ def test_paper_preset():
     assert (config.im_solver, config.im_gradient, config.im_vector_field) == ("gradient_descent", "unrolled", "layer")
     assert (config.im_theta, config.im_layers, config.im_iterations, config.num_labels) == (1.0, "all", 5, 3)
     assert IMBertConfig.paper(im_vector_field="increment").im_vector_field == "increment"
+
+
+def test_a_choice_may_be_of_an_enum():
+    class Solver(str, Enum):
+        FAST = "anderson"
+
+    assert IMBertConfig(im_solver=Solver.FAST).im_solver == "anderson"
 
 
 def test_plain_numbers_are_stored():

@@ -4,6 +4,7 @@ Each against what a fresh forward, or a save and a load, says.
 """
 
 import itertools
+import pickle
 import subprocess
 import sys
 from functools import partial
@@ -15,11 +16,24 @@ from conftest import TINY, imbert_config, lively
 from families import pair_of
 from torch import nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bert.modeling_bert import BertLayer
 
 import imbert_hf
-from imbert_hf import IMBertConfig, IMBertForSequenceClassification, IMBertModel, IMBertPreTrainedModel
+from imbert_hf import (
+    IMBertConfig,
+    IMBertForMultipleChoice,
+    IMBertForSequenceClassification,
+    IMBertModel,
+    IMBertPreTrainedModel,
+)
 
 
 SOLVERS = ("fixed_point", "anderson", "gradient_descent")
@@ -113,7 +127,13 @@ def test_a_compiled_layer_keeps_its_place(batch):
 SUBCLASS = """
 import sys, torch
 from torch import nn
-from imbert_hf import IMBertConfig, IMBertForSequenceClassification, IMBertModel, IMBertPreTrainedModel
+from imbert_hf import (
+    IMBertConfig,
+    IMBertForMultipleChoice,
+    IMBertForSequenceClassification,
+    IMBertModel,
+    IMBertPreTrainedModel,
+)
 
 class Mine(IMBertForSequenceClassification):
     pass
@@ -151,6 +171,57 @@ def test_models_of_a_users_own_class_carry_the_code(kind, where, tmp_path):
     assert type(loaded) is IMBertModel
     if kind == "Mine":
         assert type(AutoModelForSequenceClassification.from_pretrained(folder)) is IMBertForSequenceClassification
+
+
+def test_classes_of_a_user_keep_their_forward_and_stand_for_no_other(batch):
+    class Own(IMBertPreTrainedModel, BertForSequenceClassification):
+        def forward(self, input_ids=None, **kwargs):
+            return "own"
+
+    class Logged:
+        def forward(self, *args, **kwargs):
+            return "logged", super().forward(*args, **kwargs)
+
+    class Mixed(Logged, IMBertForSequenceClassification):
+        pass
+
+    class Odd(IMBertPreTrainedModel, BertModel):
+        pass
+
+    assert Own(imbert_config())(**batch) == "own"
+    assert Mixed(imbert_config())(**batch)[0] == "logged"
+    assert type(IMBertForSequenceClassification(imbert_config()).bert) is IMBertModel
+    output = lively(Odd(imbert_config())).eval()(**batch)
+    assert pickle.loads(pickle.dumps(output)).last_hidden_state.shape == (3, 9, 32)
+
+
+def test_a_part_of_a_head_may_be_called_encoder(batch):
+    class Choice(IMBertForMultipleChoice):
+        def __init__(self, config):
+            super().__init__(config)
+            self.encoder = nn.Linear(2, 2)
+
+    ids, mask = (torch.stack([batch[name]] * 2, dim=1) for name in ("input_ids", "attention_mask"))
+    assert Choice(imbert_config())(input_ids=ids, attention_mask=mask).logits.shape == (3, 2)
+
+
+def test_an_encoder_that_is_not_ours_runs_our_layers_as_they_were_built(batch):
+    class Encoder(nn.Module):
+        def __init__(self, layers):
+            super().__init__()
+            self.layer = layers
+
+        def forward(self, h, attention_mask=None, **kwargs):
+            for layer in self.layer:
+                h = layer(h, attention_mask, **kwargs)
+            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=h)
+
+    model = model_of(3).eval()
+    expected = model(**batch).logits
+    model.bert.encoder = Encoder(model.bert.encoder.layer)
+    for layer in model.bert.encoder.layer:
+        layer.im_place = None
+    torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-6)
 
 
 def test_a_plain_encoder_in_a_users_class_becomes_implicit(batch):

@@ -97,6 +97,7 @@ def test_tied_weights_stay_tied(family, tmp_path):
 def test_forward_takes_and_returns_what_the_family_does_and_the_statistics(name, batch):
     plain, model = pair_of(name)
     signature = inspect.signature(model.forward)
+    assert signature.parameters["output_im_statistics"].default is None
     assert [p for p in signature.parameters if p != "output_im_statistics"] == list(
         inspect.signature(plain.forward).parameters
     )

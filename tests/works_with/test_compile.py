@@ -105,3 +105,20 @@ def assert_same(eager, other):
 
 def differing(eager, other):
     return {name for name, value in eager.items() if not torch.allclose(other[name], value, **CLOSE)}
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "one_step", "unrolled"])
+def test_theta_changes_while_compiled(gradient, batch):
+    """As ThetaScheduleCallback does it: the compiler makes a symbol of a float that changed."""
+    model = model_with(im_gradient=gradient, **NO_DROPOUT)
+    # Torch 2.6 traces no backward of a symbol; there Dynamo alone is asked.
+    other = compiled(model, "aot_eager" if hasattr(torch.compiler, "is_exporting") else "eager")
+    for theta in (1.0, 0.9, 0.5, 0.0):
+        model.config.im_theta = theta
+        found = []
+        for one in (model.train(), other):
+            model.zero_grad()
+            loss = one(**batch, labels=torch.tensor([0, 1, 1])).loss
+            loss.backward()
+            found.append({"loss": loss.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()})
+        assert_same(*found)
