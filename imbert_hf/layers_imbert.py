@@ -241,8 +241,8 @@ class ImplicitLayer:
         return super().forward  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, *args, im_pass: Any = None, **kwargs) -> Any:
-        alone, own = im_pass is None, (self.attention.self.layer_idx, self.config.num_hidden_layers)
-        place, n = self.im_place or own
+        alone = im_pass is None
+        place, n = self.im_place or (self.attention.self.layer_idx, self.config.num_hidden_layers)
         if alone:
             im_pass = Pass(self.config, mask=token_mask(attention_mask))
         if not im_pass.carries:  # nor where an encoder is not ours
