@@ -25,7 +25,7 @@ from imbert_hf.evaluation.report import write_whole
 
 
 SCORE_NOTE = (
-    "Means over {tasks}, of weight one each, and of a task over all seeds of a model, whose numbers stand in that "
+    "Means over {tasks}, of weight one each. A task's mean is over all seeds of a model; their numbers stand in that "
     "order. A difference is over the seeds that both have, two or more of every task, in brackets the fewest. The "
     "rows, and what they were measured in, are those of the parts {parts}."
 )
