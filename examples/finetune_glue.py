@@ -39,6 +39,7 @@ import datasets
 import numpy
 import torch
 import transformers
+from robust_losses import r3f_losses
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import (
     AutoModelForSequenceClassification,
@@ -57,7 +58,6 @@ from transformers.trainer_utils import get_last_checkpoint
 import imbert_hf
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification, ThetaScheduleCallback
 from imbert_hf.configuration_imbert import ImplicitConfig
-from imbert_hf.evaluation.cost.references import r3f_losses
 from imbert_hf.evaluation.data.tasks import TASKS as GLUE
 from imbert_hf.evaluation.data.tasks import read_rows
 

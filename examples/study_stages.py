@@ -20,6 +20,7 @@ import finetune_glue
 import numpy
 import torch
 import transformers
+from robust_losses import r3f_losses
 from sklearn.metrics import f1_score
 from study_plan import (
     ATTACKED,
@@ -48,10 +49,9 @@ from imbert_hf.evaluation.attacks.candidates import CharacterEdits
 from imbert_hf.evaluation.attacks.noise import noise
 from imbert_hf.evaluation.attacks.query import query_attack
 from imbert_hf.evaluation.cost.measures import interleave, ratio, timed
-from imbert_hf.evaluation.cost.references import plain_bert, plain_losses, r3f_losses
-from imbert_hf.evaluation.cost.rows import Floor
-from imbert_hf.evaluation.cost.rows import Row as CostRow
 from imbert_hf.evaluation.cost.settings import make_batch
+from imbert_hf.evaluation.cost.variants import Floor, plain_bert, plain_losses
+from imbert_hf.evaluation.cost.variants import Variant as CostRow
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
 from imbert_hf.evaluation.data.tasks import Row, find_task, read_rows
 

@@ -2,8 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from transformers.utils import logging
@@ -12,7 +13,6 @@ from imbert_hf.evaluation.advglue import command as advglue
 from imbert_hf.evaluation.attacks import command as attack
 from imbert_hf.evaluation.cards import command as card
 from imbert_hf.evaluation.cost import command as cost
-from imbert_hf.evaluation.cost import targets_command as targets
 from imbert_hf.evaluation.report import Journal, check_destination, versions, write_json, write_whole
 from imbert_hf.evaluation.stability import command as stability
 
@@ -22,7 +22,6 @@ COMMANDS = {
     "attack": attack,
     "stability": stability,
     "cost": cost,
-    "targets": targets,
     "card": card,
 }
 
@@ -50,21 +49,26 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")  # argparse would first print the usage
 
 
-def build_parser() -> Parser:
-    parser = Parser(prog="imbert-eval", description=__doc__, allow_abbrev=False)
+def build_parser(
+    commands: Mapping[str, Any] = COMMANDS, prog: str = "imbert-eval", description: str | None = __doc__
+) -> Parser:
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, command in COMMANDS.items():
+    for name, command in commands.items():
         sub = subparsers.add_parser(name, help=command.HELP, description=command.__doc__, allow_abbrev=False)
         command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
         sub.add_argument("--output", type=Path, metavar="FILE.json", help="write settings and results as JSON")
         if hasattr(command, "figure"):
             sub.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture")
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = build_parser()
+def main(argv: list[str] | None = None, **parser_of: Any) -> None:
+    """Runs a command of what build_parser(**parser_of) makes."""
+    parser = build_parser(**parser_of)
     args = parser.parse_args(argv)
+    run = vars(args).pop("run")
     vars(args).pop("_given", None)
     plot: Path | None = getattr(args, "plot", None)
     logging.set_verbosity_error()
@@ -81,12 +85,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.output is not None:
             common = {"device": getattr(args, "device", None), "versions": machine["versions"]}
             journal = Journal(args.output.with_name(args.output.name + ".parts"), common)
-        report = COMMANDS[args.command].run(args, journal)
+        report = run(args, journal)
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         kept = f"; finished parts are kept in {journal.path}, the same command goes on" if journal.path else ""
-        sys.exit(f"imbert-eval: interrupted{kept}")
+        sys.exit(f"{parser.prog}: interrupted{kept}")
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     if args.output is not None:
         write_json(args.output, {"settings": settings | machine, **report.data})

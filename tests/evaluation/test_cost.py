@@ -8,12 +8,11 @@ import pytest
 import torch
 from classifiers import imbert, save, tokenizer
 from conftest import imbert_config
-from costs import by_name
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from imbert_hf import IMBertForSequenceClassification
+from imbert_hf import IMBertForSequenceClassification, ThetaMethod
 from imbert_hf.evaluation.cli import Parser
 from imbert_hf.evaluation.cost import command
 from imbert_hf.evaluation.cost import measures as cost_measures
@@ -21,15 +20,14 @@ from imbert_hf.evaluation.cost import settings as module
 from imbert_hf.evaluation.cost.measures import (
     PeakMemory,
     converged_gradient,
-    gradient_errors,
     interleave,
+    mean_residual,
     peak_bytes,
     ratio,
-    residual,
+    relative_gradient_errors,
 )
-from imbert_hf.evaluation.cost.references import Equation, find_torchdeq
-from imbert_hf.evaluation.cost.rows import GRADIENTS, SOLVERS, make_rows
 from imbert_hf.evaluation.cost.settings import cost, make_batch
+from imbert_hf.evaluation.cost.variants import GRADIENTS, SOLVERS, make_variants
 from imbert_hf.evaluation.report import Journal
 
 
@@ -108,7 +106,7 @@ class Rebuilt(TorchDispatchMode):
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_peak_memory_of_a_step(model, small, gradient, monkeypatch):
-    row = make_rows(model, solvers=["gradient_descent"], gradients=[gradient], iterations=[2])[-1]
+    row = make_variants(model, solvers=["gradient_descent"], gradients=[gradient], iterations=[2])[-1]
     found = peak_bytes(row, small)
     monkeypatch.setattr(cost_measures, "PeakMemory", Rebuilt)
     assert abs(peak_bytes(row, small) - found) < 0.001 * found
@@ -121,21 +119,14 @@ def test_peak_memory_of_a_step(model, small, gradient, monkeypatch):
 @pytest.mark.parametrize("theta", [1.0, 0.5])
 def test_residuals_are_the_models_own(model, theta, batch):
     batch = {**batch, "labels": torch.tensor([0, 1, 0])}  # padded
-    rows = make_rows(model, gradients=["unrolled"], iterations=[2], theta=theta, with_references=True)
-    for row in rows:
-        if row.kind != "IM-BERT":
-            continue
+    rows = make_variants(model, gradients=["unrolled"], iterations=[2], theta=theta)
+    for row in (row for row in rows if row.setting):
         with row.ready(False), torch.no_grad():
             own = torch.stack(model(**batch, output_im_statistics=True).im_residuals).mean().item()
-        assert residual(row, batch, Equation(theta), (0, 1)) == pytest.approx(own, rel=1e-4)
-    unpadded = make_batch(model, None, None, 2, 5)
-    named = by_name(rows)
-    found, own = (residual(named[n], unpadded, Equation(theta), (0, 1)) for n in ("literal T 2 lr 0.02", rows[4].name))
-    assert rows[4].name == "gradient_descent T 2 lr 0.02, unrolled"
-    assert found == pytest.approx(own, rel=1e-4)
+        assert mean_residual(row, batch, ThetaMethod(theta), (0, 1)) == pytest.approx(own, rel=1e-4)
 
 
-def test_gradient_errors_fall_with_the_iterations():
+def test_relative_gradient_errors_fall_with_the_iterations():
     torch.manual_seed(0)
     model = IMBertForSequenceClassification(imbert_config(num_hidden_layers=2)).double().eval()
     with torch.no_grad():
@@ -145,8 +136,8 @@ def test_gradient_errors_fall_with_the_iterations():
     exact, kept, reached = converged_gradient(model, batch, 1.0, (0, 1))
     assert kept == [0, 1, 2]
     assert reached <= 1e-9
-    rows = make_rows(model, solvers=["fixed_point", "anderson"], iterations=(2, 20))
-    errors = gradient_errors(rows, batch, exact)
+    rows = make_variants(model, solvers=["fixed_point", "anderson"], iterations=(2, 20))
+    errors = relative_gradient_errors(rows, batch, exact)
     assert len(errors) == 2 * 3 * 2
     for solver in ("fixed_point", "anderson"):
         for gradient in ("implicit", "unrolled"):
@@ -198,7 +189,7 @@ def test_the_command(checkpoint, tmp_path, monkeypatch):
     text = tmp_path / "text"
     text.write_text("w1 w2 w3\nw4\n")
     monkeypatch.setitem(cost_measures.CONVERGED, "im_iterations", 20)  # time
-    more = f"--batch 2 --length 6 --data {text} --random --references --gradient-rows 1 --solver fixed_point".split()
+    more = f"--batch 2 --length 6 --data {text} --random --gradient-rows 1 --solver fixed_point".split()
     args = arguments(checkpoint, *SMALL, *more)
     journal = Journal(tmp_path / "parts")
     report = command.run(args, journal)
@@ -208,7 +199,7 @@ def test_the_command(checkpoint, tmp_path, monkeypatch):
     rows = {row["name"]: row for row in data["cells"][0]["rows"]}
     assert list(rows)[:4] == ["BERT", "EX-BERT", "fixed_point T 1, one_step", "fixed_point T 2, one_step"]
     assert (rows["BERT"]["inference"]["ratio"], rows["BERT"]["training"]["memory_ratio"]) == (1, 1)
-    assert rows["BERT"]["residual"] is rows["BERT"]["gradient_error"] is rows["R3F"]["inference"] is None
+    assert rows["BERT"]["residual"] is rows["BERT"]["gradient_error"] is None
     own = rows["fixed_point T 2, one_step"]
     assert (own["solver"], own["gradient"], own["iterations"]) == ("fixed_point", "one_step", 2)
     assert own["training"]["forward"]["evaluations"] == 3
@@ -219,17 +210,15 @@ def test_the_command(checkpoint, tmp_path, monkeypatch):
     low, high = own["training"]["quartiles"]
     assert low <= own["training"]["ratio"] <= high
     assert 0 < own["residual"] < rows["fixed_point T 1, one_step"]["residual"]
-    assert len(data["absent"]) == (find_torchdeq() is None)
     assert "fixed_point T 2, one_step" in report.text
     assert "3F + 1v" in report.text
-    assert ("torchdeq, which is not installed" in report.text) == (find_torchdeq() is None)
     # Two batches, each inference and one gradient; growth with the iterations.
     assert sum(axes.get_visible() for axes in report.figure().axes) == 2 * 2 + 1
 
     def refuse(*args, **kwargs):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(module, "measure", refuse)
+    monkeypatch.setattr(module, "measure_batch", refuse)
     assert command.run(args, Journal(tmp_path / "parts")).data == report.data
     with pytest.raises(AssertionError, match="measured again"):
         command.run(arguments(checkpoint, *SMALL, "--batch", "2", "--length", "7"), Journal(tmp_path / "parts"))
@@ -276,9 +265,9 @@ def test_bad_input_is_one_sentence(checkpoint, more, message):
 def test_the_state_of_the_model_is_left_alone(model, monkeypatch):
     monkeypatch.setitem(cost_measures.CONVERGED, "im_iterations", 20)  # time
     before = {name: value for name, value in model.config.to_dict().items() if name.startswith("im_")}
-    cells = cost(model, batches=[2], lengths=[5], iterations=(1,), repeats=1, with_references=True)
+    cells = cost(model, batches=[2], lengths=[5], iterations=(1,), repeats=1)
     assert {name: value for name, value in model.config.to_dict().items() if name.startswith("im_")} == before
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert [row["kind"] for row in cells[0]["rows"]][-2:] == ["FreeLB", "R3F"]
-    assert len([row for row in cells[0]["rows"] if row["kind"] == "IM-BERT"]) == len(SOLVERS) * len(GRADIENTS)
+    kinds = [row["kind"] for row in cells[0]["rows"]]
+    assert kinds == ["BERT", "EX-BERT"] + ["IM-BERT"] * len(SOLVERS) * len(GRADIENTS)

@@ -22,7 +22,7 @@ from imbert_hf.evaluation.data.tasks import Row, find_task
 from imbert_hf.evaluation.statistics import accuracy_interval
 
 
-BRIDGE = Path(__file__).parents[2] / "examples" / "textattack_bridge.py"
+BRIDGE = Path(__file__).parents[1] / "benchmarks" / "textattack_bridge.py"
 
 
 class Words:

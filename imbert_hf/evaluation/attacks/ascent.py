@@ -4,7 +4,7 @@ In the l2 norm, with gradients of the very function that predicts: through every
 whatever gradient it was trained with.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from imbert_hf.evaluation.data.classifier import Classifier, length_sorted
 from imbert_hf.evaluation.data.tasks import Row
 
 
-Batch = dict[str, Tensor]
+Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def query(entries: Entries) -> str | None:
     )
 
 
-def noise(entries: Entries) -> str | None:
+def under_noise(entries: Entries) -> str | None:
     return _table(
         {
             "task": e["task"],
@@ -163,7 +163,7 @@ def noise(entries: Entries) -> str | None:
     )
 
 
-def growth(summary: dict[str, Any] | None) -> str | None:
+def layer_growth(summary: dict[str, Any] | None) -> str | None:
     return _table(
         {
             "connection": row["connection"],

@@ -11,9 +11,8 @@ import torch
 from matplotlib.figure import Figure
 
 from imbert_hf import GradientDescent, IMBertForSequenceClassification, IMBertModel
-from imbert_hf.evaluation.cost.references import find_torchdeq
-from imbert_hf.evaluation.cost.rows import GRADIENTS, KEPT, SOLVERS
-from imbert_hf.evaluation.cost.settings import cost
+from imbert_hf.evaluation.cost.settings import Make, cost
+from imbert_hf.evaluation.cost.variants import GRADIENTS, KEPT, SOLVERS, make_variants
 from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained, longest_input
 from imbert_hf.evaluation.data.tasks import TASKS
 from imbert_hf.evaluation.report import Journal, Report, table
@@ -55,11 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="rounds of timing (default: %(default)s)")
     parser.add_argument("--no-train", action="store_true", help="inference alone")
     parser.add_argument(
-        "--references",
-        action="store_true",
-        help="add a literal reading of the paper, torchdeq where it is installed, FreeLB and R3F",
-    )
-    parser.add_argument(
         "--gradient-rows",
         type=int,
         default=4,
@@ -71,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def run(args: argparse.Namespace, journal: Journal) -> Report:
+def run(args: argparse.Namespace, journal: Journal, make: Make = make_variants) -> Report:
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -102,27 +96,19 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         theta=args.theta,
         repeats=args.repeats,
         train=not args.no_train,
-        with_references=args.references,
         gradient_rows=args.gradient_rows,
         seed=args.seed,
+        make=make,
         keep=lambda key, compute: journal.part({**key, "model": marked}, compute),
         progress=not args.quiet,
     )
     data: dict[str, Any] = {
         "fingerprint": marked,
         "connection": {name: getattr(model.config, name) for name in KEPT},
-        "absent": absent(args.dtype) if args.references else [],
         "cells": cells,
     }
     head = f"{args.model}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, theta {args.theta:g}"
     return Report(data, text(data, f"{head}, {args.repeats} rounds"), lambda: figure(data))
-
-
-def absent(dtype: str) -> list[str]:
-    """The references that cannot be measured, with the reason."""
-    if find_torchdeq() is None:
-        return ["torchdeq, which is not installed (pip install torchdeq)"]
-    return [f"torchdeq's Anderson, which has no {dtype}"] if dtype == "bfloat16" else []
 
 
 def check(args: argparse.Namespace) -> None:
@@ -188,8 +174,6 @@ def text(data: dict[str, Any], head: str) -> str:
         "vector-Jacobian products or backward passes, vv: backward passes of products, each per layer. Floor: F and v "
         "at 1, the backward of a tracked evaluation or product at 2."
     )
-    if data["absent"]:
-        parts.append(f"Without rows: {', '.join(data['absent'])}.")
     if any(_quartile_width(row) > 0.2 for cell in data["cells"] for row in cell["rows"]):
         parts.append("Warning: some quartiles lie more than 20 % of their median apart; the machine was busy.")
     return "\n\n".join(parts)

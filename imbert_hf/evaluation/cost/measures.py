@@ -1,4 +1,4 @@
-"""The measures of one row: work counted, memory, time in turn with others, residual and error of the gradient."""
+"""The measures of one variant: work counted, memory, time in turn with others, residual and error of the gradient."""
 
 import contextlib
 import gc
@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 from transformers.models.bert.modeling_bert import BertLayer
 
-from imbert_hf.evaluation.cost.references import Batch, Equation
-from imbert_hf.evaluation.cost.rows import Floor, Row
+from imbert_hf import ThetaMethod
+from imbert_hf.evaluation.attacks.ascent import Batch
+from imbert_hf.evaluation.cost.variants import Floor, Variant
 from imbert_hf.evaluation.stability.growth import connected
 from imbert_hf.solvers_imbert import Relation
 
@@ -70,7 +71,7 @@ class _Evaluated(torch.autograd.Function):
         return _Product.apply(v, ctx.note), None
 
 
-def count(row: Row, batch: Batch, training: bool, indices: Sequence[int]) -> dict[str, dict[str, float]]:
+def count(variant: Variant, batch: Batch, training: bool, indices: Sequence[int]) -> dict[str, dict[str, float]]:
     """Work per layer of those given, by "forward" and, where `training`, "backward" of a step.
 
     Each is evaluations of F; products, passes of a cotangent through an evaluation, be it for a product with a vector,
@@ -78,8 +79,8 @@ def count(row: Row, batch: Batch, training: bool, indices: Sequence[int]) -> dic
     """
     kinds = ("evaluations", "products", "second_products")
     phases = {name: dict.fromkeys(kinds, 0.0) for name in (("forward", "backward") if training else ("forward",))}
-    encoder = row.model.bert.encoder
-    phase, layers = "forward", [getattr(encoder.layer[i], "layer", encoder.layer[i]) for i in indices]
+    encoder = variant.model.bert.encoder
+    phase, layers = "forward", [encoder.layer[i] for i in indices]
 
     def note(kind: str) -> None:
         phases[phase][kind] += 1 / len(layers)
@@ -91,18 +92,18 @@ def count(row: Row, batch: Batch, training: bool, indices: Sequence[int]) -> dic
     # It is called once an evaluation, on whatever way the layer is entered.
     handles = [layer.attention.output.register_forward_hook(hook) for layer in layers]
     try:
-        with row.ready(training):
+        with variant.ready(training):
             if not training:
-                row.infer(batch)
+                variant.infer(batch)
             else:
-                for loss in row.losses(row.model, batch):
+                for loss in variant.losses(variant.model, batch):
                     phase = "backward"
                     loss.backward()
                     phase = "forward"
     finally:
         for handle in handles:
             handle.remove()
-        row.model.zero_grad()
+        variant.model.zero_grad()
     return {name: {kind: round(value, 6) for kind, value in phases[name].items()} for name in phases}
 
 
@@ -136,13 +137,13 @@ class PeakMemory(TorchDispatchMode):
         self.now -= self.live.pop(key)[1]
 
 
-def peak_bytes(row: Row, batch: Batch) -> int:
+def peak_bytes(variant: Variant, batch: Batch) -> int:
     """Of one training step, beside parameters and their gradients, which are there before."""
-    for parameter in row.model.parameters():
+    for parameter in variant.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    with row.ready(True), PeakMemory() as memory:
-        row.step(batch)
-    row.model.zero_grad()
+    with variant.ready(True), PeakMemory() as memory:
+        variant.step(batch)
+    variant.model.zero_grad()
     return memory.peak
 
 
@@ -178,10 +179,15 @@ def interleave(
 
 
 @contextlib.contextmanager
-def timed(row: Row, batch: Batch, training: bool) -> Iterator[Callable[[], Any]]:
-    with row.ready(training):
-        yield partial(row.step if training else row.infer, batch)
-    row.model.zero_grad()
+def timed(variant: Variant, batch: Batch, training: bool) -> Iterator[Callable[[], Any]]:
+    with variant.ready(training):
+        yield partial(variant.step if training else variant.infer, batch)
+    variant.model.zero_grad()
+
+
+def waiting(device: torch.device) -> Callable[[], Any]:
+    """What waits until the device has done all that it was given."""
+    return (lambda: None) if device.type == "cpu" else torch.get_device_module(device).synchronize
 
 
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
@@ -190,35 +196,34 @@ def ratio(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
     return {"ratio": median, "quartiles": [low, high], "seconds": list(seconds)}
 
 
-def residual(row: Row, batch: Batch, equation: Equation, indices: Sequence[int]) -> float:
+def mean_residual(variant: Variant, batch: Batch, method: ThetaMethod, indices: Sequence[int]) -> float:
     """Mean over the layers given and rows of ||r(y)|| / ||y|| over real tokens, y what a layer returns at inference."""
-    s, c = equation.weights
+    s, c = method.weights
     found: list[Tensor] = []
 
     def hook(module, args, kwargs, y):
         x, rest = args[0], args[1:]
         kwargs = {name: value for name, value in kwargs.items() if name != "im_pass"}
-        layer = getattr(module, "layer", module)
-        b, _ = equation.start(lambda h: BertLayer.forward(layer, h, *rest, **kwargs), x)
+        b = method.euler(x, BertLayer.forward(module, x, *rest, **kwargs), method.step_size - s)
         relation = Relation(b, s, c, (batch["attention_mask"] == 0)[..., None])
-        found.append(relation.relative_residual(y, BertLayer.forward(layer, y, *rest, **kwargs)))
+        found.append(relation.relative_residual(y, BertLayer.forward(module, y, *rest, **kwargs)))
 
-    handles = [row.model.bert.encoder.layer[i].register_forward_hook(hook, with_kwargs=True) for i in indices]
+    handles = [variant.model.bert.encoder.layer[i].register_forward_hook(hook, with_kwargs=True) for i in indices]
     try:
-        with row.ready(False):
-            row.infer(batch)
+        with variant.ready(False):
+            variant.infer(batch)
     finally:
         for handle in handles:
             handle.remove()
     return torch.stack(found).mean().item()
 
 
-def parameter_gradient(row: Row, batch: Batch) -> Tensor:
+def parameter_gradient(variant: Variant, batch: Batch) -> Tensor:
     """Gradient of the loss by all parameters that have one, flat; without dropout."""
-    with row.ready(False):
-        row.step(batch)
-    found = torch.cat([p.grad.flatten() for p in row.model.parameters() if p.grad is not None])
-    row.model.zero_grad()
+    with variant.ready(False):
+        variant.step(batch)
+    found = torch.cat([p.grad.flatten() for p in variant.model.parameters() if p.grad is not None])
+    variant.model.zero_grad()
     return found
 
 
@@ -241,11 +246,11 @@ def converged_gradient(
     if not rows:
         return None, [], residuals.min().item()
     solved = {name: value[rows] for name, value in batch.items()}
-    reference = Row("converged", "IM-BERT", model, Floor(0, 0), fields)
+    reference = Variant("converged", "IM-BERT", model, Floor(0, 0), fields)
     return parameter_gradient(reference, solved), rows, residuals[rows].max().item()
 
 
-def gradient_errors(rows: Sequence[Row], batch: Batch, exact: Tensor) -> dict[str, float]:
-    """||g - g*|| / ||g*|| by the name of each row that solves the relation."""
-    solving = [row for row in rows if row.setting]
-    return {row.name: ((parameter_gradient(row, batch) - exact).norm() / exact.norm()).item() for row in solving}
+def relative_gradient_errors(variants: Sequence[Variant], batch: Batch, exact: Tensor) -> dict[str, float]:
+    """||g - g*|| / ||g*|| by the name of each variant that solves the relation."""
+    solving = [variant for variant in variants if variant.setting]
+    return {v.name: ((parameter_gradient(v, batch) - exact).norm() / exact.norm()).item() for v in solving}

@@ -1,11 +1,12 @@
 """What an implicit layer costs: work counted, time and memory as ratios to plain BERT, and what they buy.
 
-One process, one set of weights, every row measured in turn: a ratio is of two neighbours in time.
+One process, one set of weights, every variant measured in turn: a ratio is of two neighbours in time.
 """
 
 import copy
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,21 +15,25 @@ import numpy
 import torch
 from torch import Tensor
 
-from imbert_hf.evaluation.cost import references
+from imbert_hf import ThetaMethod
+from imbert_hf.evaluation.attacks.ascent import Batch
 from imbert_hf.evaluation.cost.measures import (
     QUARTILES,
     converged_gradient,
     count,
-    gradient_errors,
     interleave,
+    mean_residual,
     peak_bytes,
     ratio,
-    residual,
+    relative_gradient_errors,
     timed,
+    waiting,
 )
-from imbert_hf.evaluation.cost.references import Batch, Equation
-from imbert_hf.evaluation.cost.rows import BERT_STEP, EVALUATION, last_layers, make_rows
+from imbert_hf.evaluation.cost.variants import BERT_STEP, EVALUATION, Variant, last_layers, make_variants
 from imbert_hf.evaluation.report import Keep, compute_now, finite
+
+
+Make = Callable[..., list[Variant]]  # see make_variants
 
 
 def make_batch(
@@ -54,7 +59,7 @@ def make_batch(
     return {name: value.to(model.device) for name, value in batch.items()}
 
 
-def measure(
+def measure_batch(
     model: Any,
     batch: Batch,
     *,
@@ -64,88 +69,99 @@ def measure(
     train: bool = True,
     gradient_rows: int = 4,
     progress: bool = False,
-    **rows_of,
+    make: Make = make_variants,
+    **settings,
 ) -> dict[str, Any]:
-    """One table: every row on one batch.
+    """One table: every variant on one batch.
 
     Args:
         model: IMBertForSequenceClassification of two classes.
         batch: see `make_batch`.
-        theta, implicit_layers: see `make_rows`.
+        theta, implicit_layers, settings: of `make`.
         repeats: rounds of timing, after one that is not counted.
         train: measure training steps too.
         gradient_rows: of the batch, for the gradient's error; 0: not measured.
-        rows_of: further arguments of `make_rows`.
+        make: makes the variants, see `make_variants`.
 
     Returns:
         What JSON can hold, see `cost`.
     """
-    rows = make_rows(model, theta=theta, implicit_layers=implicit_layers, **rows_of)
-    indices = last_layers(model, implicit_layers)
+    make = partial(make, theta=theta, implicit_layers=implicit_layers, **settings)
+    variants, indices = make(model), last_layers(model, implicit_layers)
     if not train:  # what is named after a gradient too differs in training alone
-        rows = [
-            replace(row, name=row.inference) for row in {row.inference: row for row in rows}.values() if row.inference
-        ]
-    config = model.config
-    equation = Equation(theta, config.im_step_size, config.im_vector_field, config.im_initial_guess)
-    few = {name: value[:2] for name, value in batch.items()}
-    actions: dict[str, Any] = {}
-    for row in rows:
-        if row.inference is not None:
-            actions.setdefault(f"inference {row.inference}", partial(timed, row, batch, False))
-        if train:
-            actions[f"training {row.name}"] = partial(timed, row, batch, True)
-    wait = torch.get_device_module(model.device).synchronize if model.device.type != "cpu" else lambda: None
-    interleave(actions, 1, synchronise=wait)
-    seconds = interleave(actions, repeats, synchronise=wait, progress=progress)
-
-    peaks = {row.name: peak_bytes(row, batch) for row in rows} if train else {}
-    residuals: dict[str, float] = {}
-    for row in rows:
-        if row.setting and row.inference not in residuals:
-            residuals[str(row.inference)] = residual(row, batch, equation, indices)
-    errors: dict[str, float] = {}
+        once = {variant.inference: variant for variant in variants if variant.inference}
+        variants = [replace(variant, name=name) for name, variant in once.items()]
+    seconds = _seconds(model, variants, batch, train, repeats, progress)
+    peaks = {variant.name: peak_bytes(variant, batch) for variant in variants} if train else {}
+    method = ThetaMethod(theta, model.config.im_step_size, model.config.im_vector_field)
+    solving = {variant.inference: variant for variant in variants if variant.setting}
+    residuals = {name: mean_residual(variant, batch, method, indices) for name, variant in solving.items()}
     converged: dict[str, Any] | None = None
+    errors: dict[str, float] = {}
     if train and gradient_rows:
-        double = copy.deepcopy(model).double()
         some = {name: value[:gradient_rows] for name, value in batch.items()}
-        exact, kept, reached = converged_gradient(double, some, theta, indices)
-        converged = {"rows": len(kept), "of": len(some["labels"]), "residual": finite([reached])[0]}
-        if exact is not None:
-            again = make_rows(double, theta=theta, implicit_layers=implicit_layers, **rows_of)
-            solved = {name: value[kept] for name, value in some.items()}
-            errors = gradient_errors(again, solved, exact)
+        converged, errors = _gradients(model, make, some, theta, indices)
 
+    few, share = {name: value[:2] for name, value in batch.items()}, len(indices) / model.config.num_hidden_layers
     records = []
-    for row in rows:
-        record: dict[str, Any] = {"name": row.name, "kind": row.kind, **dict.fromkeys(_SETTING), **row.setting}
-        record["inference"] = record["training"] = None
-        for phase, name, least in (
-            ("inference", row.inference, row.floor.inference / EVALUATION),
-            ("training", row.name, row.floor.training / BERT_STEP),
-        ):
-            if f"{phase} {name}" in seconds:
-                timing = ratio(seconds[f"{phase} {name}"], seconds[f"{phase} BERT"])
-                least = 1 + (least - 1) * len(indices) / config.num_hidden_layers
-                floors = {"floor": least, "to_floor": timing["ratio"] / least}
-                record[phase] = count(row, few, phase == "training", indices) | timing | floors
+    for variant in variants:
+        record = {"name": variant.name, "kind": variant.kind, **dict.fromkeys(_SETTING), **variant.setting}
+        for phase in ("inference", "training"):
+            timing = _to_floor(variant, seconds, phase, share)
+            record[phase] = timing and count(variant, few, phase == "training", indices) | timing
         if train:
-            record["training"]["memory_ratio"] = peaks[row.name] / peaks["BERT"]
-        record["residual"] = finite([residuals.get(str(row.inference), float("nan"))])[0]
-        record["gradient_error"] = finite([errors.get(row.name, float("nan"))])[0]
+            record["training"]["memory_ratio"] = peaks[variant.name] / peaks["BERT"]
+        record["residual"] = finite([residuals.get(variant.inference, math.nan)])[0]
+        record["gradient_error"] = finite([errors.get(variant.name, math.nan)])[0]
         records.append(record)
-    return {
-        "bert": {
-            "inference_seconds": numpy.quantile(seconds["inference BERT"], QUARTILES).tolist(),
-            "training_seconds": numpy.quantile(seconds["training BERT"], QUARTILES).tolist() if train else None,
-            "training_bytes": peaks.get("BERT"),
-        },
-        "converged": converged,
-        "rows": records,
+    bert = {
+        "inference_seconds": numpy.quantile(seconds["inference BERT"], QUARTILES).tolist(),
+        "training_seconds": numpy.quantile(seconds["training BERT"], QUARTILES).tolist() if train else None,
+        "training_bytes": peaks.get("BERT"),
     }
+    return {"bert": bert, "converged": converged, "rows": records}
 
 
 _SETTING = ("solver", "gradient", "iterations", "learning_rate")
+Seconds = dict[str, list[float]]  # by phase and name
+
+
+def _seconds(
+    model: Any, variants: Sequence[Variant], batch: Batch, train: bool, repeats: int, progress: bool
+) -> Seconds:
+    """Of every round, after one that is not counted."""
+    actions: dict[str, Any] = {}
+    for variant in variants:
+        if variant.inference is not None:
+            actions.setdefault(f"inference {variant.inference}", partial(timed, variant, batch, False))
+        if train:
+            actions[f"training {variant.name}"] = partial(timed, variant, batch, True)
+    interleave(actions, 1, synchronise=waiting(model.device))
+    return interleave(actions, repeats, synchronise=waiting(model.device), progress=progress)
+
+
+def _gradients(
+    model: Any, make: Make, batch: Batch, theta: float, indices: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What the converged gradient is of, and the error of each variant's, by name."""
+    double = copy.deepcopy(model).double()
+    exact, kept, reached = converged_gradient(double, batch, theta, indices)
+    converged = {"rows": len(kept), "of": len(batch["labels"]), "residual": finite([reached])[0]}
+    if exact is None:
+        return converged, {}
+    solved = {name: value[kept] for name, value in batch.items()}
+    return converged, relative_gradient_errors(make(double), solved, exact)
+
+
+def _to_floor(variant: Variant, seconds: Seconds, phase: str, share: float) -> dict[str, Any] | None:
+    """The time against BERT's and against the floor, with a `share` of the layers implicit; None: not measured."""
+    inference = phase == "inference"
+    found = seconds.get(f"{phase} {variant.inference if inference else variant.name}")
+    if found is None:
+        return None
+    least = variant.floor.inference / EVALUATION if inference else variant.floor.training / BERT_STEP
+    timing, least = ratio(found, seconds[f"{phase} BERT"]), 1 + (least - 1) * share
+    return timing | {"floor": least, "to_floor": timing["ratio"] / least}
 
 
 def cost(
@@ -160,6 +176,7 @@ def cost(
     seed: int = 0,
     keep: Keep = compute_now,
     progress: bool = False,
+    make: Make = make_variants,
     **options,
 ) -> list[dict[str, Any]]:
     """Time, memory, work and quality of IM-BERT's settings against plain BERT with the same weights.
@@ -167,11 +184,12 @@ def cost(
     Args:
         model: IMBertForSequenceClassification of two classes, in the dtype and on the device to measure.
         tokenizer, texts: real text; None: random tokens alone.
-        batches, lengths, implicit_layers: every combination is measured; see `make_rows` for the last.
+        batches, lengths, implicit_layers: every combination is measured; see `make_variants` for the last.
         random: measure random tokens, beside `texts` where there are any.
         seed: of random tokens and of dropout.
         keep: a finished combination, see `report.Journal`.
-        options: of `measure` and `make_rows`.
+        make: makes the variants.
+        options: of `measure_batch` and `make`.
 
     Returns:
         One record a combination: batch; length; implicit_layers; text, "random" or "real"; tokens, the share that is
@@ -194,14 +212,14 @@ def cost(
             "seed": seed,
             "dtype": str(model.dtype),
             "threads": torch.get_num_threads(),
-            "torchdeq": references.find_torchdeq() is not None,
+            "make": make.__name__,
             **{name: value for name, value in model.config.to_dict().items() if name.startswith("im_")},
             **options,
         }
 
         def compute(batch=batch, layers=layers):
             torch.manual_seed(seed)
-            return measure(model, batch, implicit_layers=layers, progress=progress, **options)
+            return measure_batch(model, batch, implicit_layers=layers, progress=progress, make=make, **options)
 
         cells.append({**cell, **keep(key, compute)})
     return cells

@@ -12,12 +12,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from references import Equation, with_references
 from torch import Tensor
 
 from imbert_hf import Unrolled, implicit_step
-from imbert_hf.evaluation.cost.measures import converged_gradient, gradient_errors, residual
-from imbert_hf.evaluation.cost.references import Batch, Equation
-from imbert_hf.evaluation.cost.rows import GRADIENTS, Row, last_layers, make_rows
+from imbert_hf.evaluation.attacks.ascent import Batch
+from imbert_hf.evaluation.cost.measures import converged_gradient, mean_residual, relative_gradient_errors
+from imbert_hf.evaluation.cost.settings import Make
+from imbert_hf.evaluation.cost.variants import GRADIENTS, Variant, last_layers, make_variants
 from imbert_hf.evaluation.report import finite
 from imbert_hf.evaluation.stability.layers import PlainLayer
 from imbert_hf.evaluation.stability.spectrum import Map
@@ -42,8 +44,8 @@ def equal_residual(
 ) -> dict[str, Any]:
     """The fewest iterations of each solver at which it is as good as the literal reading of the paper.
 
-    Good by the mean over layers and rows of the relative residual at inference, see cost_measures.residual, in the
-    model's dtype; the literal reading, see cost_references.literal, at the learning rate that is best for it.
+    Good by the mean over layers and rows of the relative residual at inference, see measures.mean_residual, in the
+    model's dtype; the literal reading, see references.literal, at the learning rate that is best for it.
 
     Args:
         model: IMBertForSequenceClassification in eval mode, theta > 0.
@@ -64,15 +66,16 @@ def equal_residual(
     numbers = [("iterations", [iterations], _COUNT), ("most", [most], _COUNT)]
     _check(model, ("solvers", solvers, _one_of(SOLVERS)), ("learning_rates", learning_rates, _POSITIVE), *numbers)
     equation, indices = _equation(model), last_layers(model, None)
-    rows = _rows(model, solvers=(), iterations=(iterations,), learning_rates=learning_rates, with_references=True)
-    literal = {r.setting["learning_rate"]: residual(r, batch, equation, indices) for r in rows if r.kind == "literal"}
+    rows = _rows(model, solvers=(), iterations=(iterations,), learning_rates=learning_rates, make=with_references)
+    literals = {row.setting["learning_rate"]: row for row in rows if row.kind == "literal"}
+    literal = {rate: mean_residual(row, batch, equation, indices) for rate, row in literals.items()}
     best = min(literal, key=lambda rate: literal[rate] if math.isfinite(literal[rate]) else math.inf)
     target = literal[best] if math.isfinite(literal[best]) else None
     found: dict[str, int | None] = dict.fromkeys(solvers)
     if target is not None:
         for row in _settings(_rows(model, solvers=solvers, gradients=("implicit",), iterations=range(1, most + 1))):
             solver = row.setting["solver"]
-            if found[solver] is None and residual(row, batch, equation, indices) <= target:
+            if found[solver] is None and mean_residual(row, batch, equation, indices) <= target:
                 found[solver] = row.setting["iterations"]
     return {
         "learning_rate": None if target is None else best,
@@ -94,7 +97,7 @@ def gradient_iterations(
     """The fewest iterations, as many forward as of the adjoint solve, that give the converged gradient within `error`.
 
     The error is ||g - g*|| / ||g*||, g the gradient of the loss by all parameters, without dropout and in float64; see
-    cost_measures.converged_gradient for g*. Rows of the batch whose relation cannot be solved are left out.
+    measures.converged_gradient for g*. Rows of the batch whose relation cannot be solved are left out.
 
     Args:
         model: IMBertForSequenceClassification in eval mode, theta > 0.
@@ -124,7 +127,7 @@ def gradient_iterations(
             if found[solver][gradient]["iterations"] is not None:
                 continue
             row = replace(row, fields={**row.fields, "im_gradient_iterations": T})
-            value = gradient_errors([row], solved, exact)[row.name]
+            value = relative_gradient_errors([row], solved, exact)[row.name]
             if value <= error:
                 found[solver][gradient] = {"iterations": T, "error": value}
     return {"rows": len(kept), "of": len(batch["labels"]), "residual": finite([reached])[0], "found": found}
@@ -262,12 +265,12 @@ def _equation(model: Any) -> Equation:
     return Equation(config.im_theta, config.im_step_size, config.im_vector_field, config.im_initial_guess)
 
 
-def _rows(model: Any, **options) -> list[Row]:
+def _rows(model: Any, make: Make = make_variants, **options) -> list[Variant]:
     rates = (model.config.im_learning_rate,)
-    return make_rows(model, theta=model.config.im_theta, **{"learning_rates": rates, **options})
+    return make(model, theta=model.config.im_theta, **{"learning_rates": rates, **options})
 
 
-def _settings(rows: Sequence[Row]) -> list[Row]:
+def _settings(rows: Sequence[Variant]) -> list[Variant]:
     """Those of IM-BERT, of each solver and gradient in the order of their iterations."""
     return [row for row in rows if row.kind == "IM-BERT"]
 

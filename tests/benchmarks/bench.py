@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import references
 import torch
 from torch import Tensor
 
-from imbert_hf.evaluation.cost import references
-from imbert_hf.evaluation.cost.measures import interleave, peak_bytes, ratio, timed
-from imbert_hf.evaluation.cost.references import Batch
-from imbert_hf.evaluation.cost.rows import Row, make_rows
+from imbert_hf.evaluation.attacks.ascent import Batch
+from imbert_hf.evaluation.cost.measures import interleave, peak_bytes, ratio, timed, waiting
+from imbert_hf.evaluation.cost.settings import Make
+from imbert_hf.evaluation.cost.variants import Variant, make_variants
 from imbert_hf.evaluation.report import Keep, compute_now, finite
 
 
@@ -105,24 +106,30 @@ class Bench:
 
         return self.keep(whole, seeded)
 
-    def rows(self, solver: str, iterations: Sequence[int], gradients: Sequence[str] = LEAN[:1], **more) -> list[Row]:
-        """Plain BERT's, then those of cost_rows.make_rows that have a setting."""
+    def rows(
+        self,
+        solver: str,
+        iterations: Sequence[int],
+        gradients: Sequence[str] = LEAN[:1],
+        make: Make = make_variants,
+        **more,
+    ) -> list[Variant]:
+        """Plain BERT's, then those that `make` makes of a setting."""
         options: dict[str, Any] = {"solvers": [solver], "gradients": gradients, "iterations": iterations}
         options["learning_rates"] = [self.model.config.im_learning_rate]
-        bert, *rows = make_rows(self.model, **options | more)
+        bert, *rows = make(self.model, **options | more)
         return [bert, *(row for row in rows if row.setting)]
 
     def ratio(
-        self, row: Row, base: Row, batch: Batch, training: bool, *, times: int = 1, repeats: int | None = None
+        self, row: Variant, base: Variant, batch: Batch, training: bool, *, times: int = 1, repeats: int | None = None
     ) -> dict[str, Any]:
-        """Time of `row` to that of `base`, run `times` times in a row: cost_measures.ratio.
+        """Time of `row` to that of `base`, run `times` times in a row: measures.ratio.
 
         The two alternate, and nothing else runs between them. With about equal times noise meets both alike.
         """
         repeats = repeats or self.repeats
         actions = {"row": partial(timed, row, batch, training), "base": partial(_again, base, batch, training, times)}
-        device = self.model.device.type
-        wait = torch.get_device_module(device).synchronize if device != "cpu" else lambda: None
+        wait = waiting(self.model.device)
 
         def compute():
             interleave(actions, 1, synchronise=wait)
@@ -132,14 +139,14 @@ class Bench:
         key = {name: [r.name, dict(r.fields)] for name, r in (("row", row), ("base", base))}
         return self.part("ratio", batch, {**key, "training": training, "repeats": repeats, "times": times}, compute)
 
-    def peak(self, row: Row, batch: Batch) -> int:
-        """Bytes, see cost_measures.peak_bytes."""
+    def peak(self, row: Variant, batch: Batch) -> int:
+        """Bytes, see measures.peak_bytes."""
         key = {"row": [row.name, dict(row.fields)]}
         return self.part("peak", batch, key, partial(peak_bytes, row, batch))
 
 
 @contextlib.contextmanager
-def _again(row: Row, batch: Batch, training: bool, times: int) -> Iterator[Callable[[], Any]]:
+def _again(row: Variant, batch: Batch, training: bool, times: int) -> Iterator[Callable[[], Any]]:
     with timed(row, batch, training) as function:
 
         def run():

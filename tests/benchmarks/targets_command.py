@@ -8,10 +8,10 @@ import argparse
 from typing import Any
 
 import torch
+from targets import FIELDS, GROUPS, SENTENCE_LENGTH, measure_targets
 
 from imbert_hf.evaluation.cost.command import load_model
-from imbert_hf.evaluation.cost.rows import KEPT
-from imbert_hf.evaluation.cost.targets import FIELDS, GROUPS, SENTENCE_LENGTH, measure_targets
+from imbert_hf.evaluation.cost.variants import KEPT
 from imbert_hf.evaluation.data.loading import fingerprint, longest_input
 from imbert_hf.evaluation.data.tasks import TASKS
 from imbert_hf.evaluation.report import Journal, Report, table

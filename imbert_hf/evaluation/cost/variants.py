@@ -1,23 +1,23 @@
-"""What is measured: plain BERT, the settings of IM-BERT, and the references, each with the least that it must cost."""
+"""What is measured: plain BERT, EX-BERT and the settings of IM-BERT, each with the least that it must cost."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
 
 from imbert_hf import GradientDescent
-from imbert_hf.evaluation.cost import references
-from imbert_hf.evaluation.cost.references import Batch, Equation, plain_bert, plain_losses
+from imbert_hf.evaluation.attacks.ascent import Batch
 from imbert_hf.evaluation.stability.growth import connected
 
 
 SOLVERS = ("fixed_point", "anderson", "gradient_descent")
 GRADIENTS = ("implicit", "one_step", "unrolled")
-# The fields of a model that its rows keep
+# The fields of a model that its variants keep
 KEPT = (
     "im_vector_field",
     "im_step_size",
@@ -67,18 +67,33 @@ def floor(
     return Floor(forward, forward + backward + EVALUATION + PRODUCT * adjoint + BACKWARD)
 
 
+def plain_bert(model: Any) -> Any:
+    """transformers' BertForSequenceClassification with the parameters of an IMBertForSequenceClassification, shared."""
+    fields = {name: value for name, value in model.config.to_dict().items() if not name.startswith("im_")}
+    config = BertConfig(**{name: fields[name] for name in fields if name not in ("model_type", "auto_map")})
+    config._attn_implementation = model.config._attn_implementation
+    bert = BertForSequenceClassification(config)
+    bert.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+    return bert.to(model.device).eval()
+
+
+def plain_losses(model: Any, batch: Batch) -> Iterator[Tensor]:
+    """The loss of one training step; each loss that such a function yields is to be differentiated at once."""
+    yield model(**batch).loss
+
+
 @dataclass(frozen=True, eq=False)
-class Row:
+class Variant:
     """One way to compute a batch, and to train on it.
 
     Attributes:
         name: unique.
-        kind: "BERT", "EX-BERT", "IM-BERT", "literal", "torchdeq", "FreeLB" or "R3F".
+        kind: "BERT", "EX-BERT", "IM-BERT", or what else it is compared with.
         model: the classifier.
         floor: see `floor`.
         fields: im_ fields that the model has meanwhile.
-        losses: of one training step, see cost_references.plain_losses; None: inference alone.
-        inference: name of what is run at inference, shared by rows that differ in training alone; None: nothing.
+        losses: of one training step, see `plain_losses`.
+        inference: name of what is run at inference, shared by variants that differ in training alone; None: nothing.
         setting: what the name tells: solver, gradient, iterations, learning_rate.
     """
 
@@ -111,7 +126,7 @@ class Row:
             loss.backward()
 
 
-def make_rows(
+def make_variants(
     model: Any,
     *,
     solvers: Sequence[str] = SOLVERS,
@@ -120,9 +135,8 @@ def make_rows(
     learning_rates: Sequence[float] = (GradientDescent.learning_rate,),
     theta: float = 1.0,
     implicit_layers: int | None = None,
-    with_references: bool = False,
-) -> list[Row]:
-    """BERT, EX-BERT, each setting of IM-BERT, and what it is compared with; all with the parameters of `model`.
+) -> list[Variant]:
+    """BERT, EX-BERT and each setting of IM-BERT; all with the parameters of `model`.
 
     Args:
         model: IMBertForSequenceClassification, whose other im_ fields the settings keep.
@@ -130,76 +144,42 @@ def make_rows(
         learning_rates: of gradient_descent.
         theta: > 0 and <= 1.
         implicit_layers: how many, from the last one down; the others are plain. None: all.
-        with_references: add those of cost_references; torchdeq's where it is installed.
     """
-    config, layers = model.config, last_layers(model, implicit_layers)
+    layers, unit = last_layers(model, implicit_layers), Floor(EVALUATION, BERT_STEP)
     base = {"im_layers": layers, "im_theta": theta, "im_tolerance": 0.0, "im_eval_iterations": None}
     explicit = {**base, "im_theta": 0.0, "im_vector_field": "layer"}
-    bert, unit = plain_bert(model), Floor(EVALUATION, BERT_STEP)
-    rows = [
-        Row("BERT", "BERT", bert, unit, inference="BERT"),
-        Row("EX-BERT", "EX-BERT", model, unit, explicit, inference="EX-BERT"),
+    variants = [
+        Variant("BERT", "BERT", plain_bert(model), unit, inference="BERT"),
+        Variant("EX-BERT", "EX-BERT", model, unit, explicit, inference="EX-BERT"),
     ]
-    work = partial(
-        floor,
-        theta=theta,
-        initial_guess=config.im_initial_guess,
-        gradient_iterations=config.im_gradient_iterations,
-    )
-    equation = Equation(theta, config.im_step_size, config.im_vector_field, config.im_initial_guess)
-    settings = [
+    for (solver, T, rate), gradient in itertools.product(settings(solvers, iterations, learning_rates), gradients):
+        fields = {**base, "im_solver": solver, "im_iterations": T, "im_gradient": gradient}
+        fields |= {} if rate is None else {"im_learning_rate": rate}
+        setting = {"solver": solver, "gradient": gradient, "iterations": T, "learning_rate": rate}
+        shared, least = name_of(solver, T, rate), floor_of(model, solver, gradient, T, theta)
+        variants.append(
+            Variant(f"{shared}, {gradient}", "IM-BERT", model, least, fields, inference=shared, setting=setting)
+        )
+    return variants
+
+
+def settings(
+    solvers: Sequence[str], iterations: Sequence[int], learning_rates: Sequence[float]
+) -> list[tuple[str, int, float | None]]:
+    """Solver, iterations and learning rate, None but of gradient_descent."""
+    return [
         (solver, T, rate)
         for solver in solvers
         for rate in (learning_rates if solver == "gradient_descent" else [None])
         for T in iterations
     ]
-    for solver, T, rate in settings:
-        fields = {**base, "im_solver": solver, "im_iterations": T} | (
-            {} if rate is None else {"im_learning_rate": rate}
-        )
-        shared = _name(solver, T, rate)
-        for gradient in gradients:
-            setting = {"solver": solver, "gradient": gradient, "iterations": T, "learning_rate": rate}
-            rows.append(
-                Row(
-                    f"{shared}, {gradient}",
-                    "IM-BERT",
-                    model,
-                    work(solver, gradient, T),
-                    {**fields, "im_gradient": gradient},
-                    inference=shared,
-                    setting=setting,
-                )
-            )
-    if not with_references:
-        return rows
-    for rate in learning_rates:
-        for T in iterations:
-            name = f"literal {_name('', T, rate)}"
-            setting = {"solver": "gradient_descent", "gradient": "unrolled", "iterations": T, "learning_rate": rate}
-            other = plain_bert(model, references.literal(equation, T, rate), layers)
-            total = work("gradient_descent", "unrolled", T)
-            rows.append(Row(name, "literal", other, total, inference=name, setting=setting))
-    if references.find_torchdeq():
-        options = {"damping": config.im_damping, "memory": config.im_anderson_memory}
-        options["gradient_iterations"] = config.im_gradient_iterations
-        for solver, T, _ in settings:
-            half = model.dtype in (torch.bfloat16, torch.float16)  # its Anderson calls a solve that has neither
-            if solver not in references.TORCHDEQ_SOLVERS or (solver == "anderson" and half):
-                continue
-            shared = f"torchdeq {_name(solver, T, None)}"
-            for gradient in references.TORCHDEQ_GRADIENTS:
-                if gradient not in gradients:
-                    continue
-                setting = {"solver": solver, "gradient": gradient, "iterations": T, "learning_rate": None}
-                solve = references.through_torchdeq(equation, solver, gradient, T, **options)
-                total = work(solver, gradient, T)
-                other = plain_bert(model, solve, layers)
-                name = f"{shared}, {gradient}"
-                rows.append(Row(name, "torchdeq", other, total, inference=shared, setting=setting))
-    rows.append(Row("FreeLB, 3 steps", "FreeLB", bert, Floor(EVALUATION, 3 * BERT_STEP), {}, references.freelb_losses))
-    rows.append(Row("R3F", "R3F", bert, Floor(EVALUATION, 2 * BERT_STEP), {}, references.r3f_losses))
-    return rows
+
+
+def floor_of(model: Any, solver: str, gradient: str, iterations: int, theta: float) -> Floor:
+    """The floor of a setting with the model's own guess and adjoint iterations."""
+    config = model.config
+    own = {"initial_guess": config.im_initial_guess, "gradient_iterations": config.im_gradient_iterations}
+    return floor(solver, gradient, iterations, theta=theta, **own)
 
 
 def last_layers(model: Any, count: int | None) -> list[int]:
@@ -210,5 +190,5 @@ def last_layers(model: Any, count: int | None) -> list[int]:
     return list(range(total))[-(count or total) :]
 
 
-def _name(solver: str, iterations: int, rate: float | None) -> str:
+def name_of(solver: str, iterations: int, rate: float | None) -> str:
     return f"{solver} T {iterations}".strip() + ("" if rate is None else f" lr {rate:g}")

@@ -2,7 +2,7 @@
 
 Theta is 1 and every layer is implicit unless a target says otherwise. A time is the median over rounds of the ratio
 within each round, on random tokens unless a target is of real text. The floor prices an evaluation of a layer and a
-vector-Jacobian product at 1 and the backward of a tracked evaluation at 2, see cost_rows.floor.
+vector-Jacobian product at 1 and the backward of a tracked evaluation at 2, see variants.floor.
 """
 
 import os
@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import quality
+import references
 import torch
+from bench import LEAN, Bench, Record, record
 from tqdm.auto import tqdm
 
-from imbert_hf.evaluation.cost import quality, references
-from imbert_hf.evaluation.cost.bench import LEAN, Bench, Record, record
-from imbert_hf.evaluation.cost.references import Batch
-from imbert_hf.evaluation.cost.rows import BERT_STEP, EVALUATION, SOLVERS, Row
+from imbert_hf.evaluation.attacks.ascent import Batch
 from imbert_hf.evaluation.cost.settings import make_batch
+from imbert_hf.evaluation.cost.variants import BERT_STEP, EVALUATION, SOLVERS, Variant
 from imbert_hf.evaluation.report import Keep, compute_now
 from imbert_hf.evaluation.stability.growth import connected
 
@@ -71,7 +72,9 @@ def _to_floor(
             yield record(target, setting, timing["ratio"] / least, bound, quartiles=quartiles)
 
 
-def _pair(bench: Bench, target: str, a: Row, b: Row, batch: Batch, training: bool, bound: float, **more) -> Record:
+def _pair(
+    bench: Bench, target: str, a: Variant, b: Variant, batch: Batch, training: bool, bound: float, **more
+) -> Record:
     """Time of a / time of b."""
     timing = bench.ratio(a, b, batch, training)
     setting = more.pop("setting", a.name if training else str(a.inference))
@@ -117,7 +120,7 @@ def residual(bench: Bench) -> Iterator[Record]:
         for phase, bound in LITERAL_BOUNDS.items():
             yield record(f"{phase} / literal", f"T {iterations}", None, bound, note=note)
         return
-    options: dict[str, Any] = {"learning_rates": [rate], "with_references": True}
+    options: dict[str, Any] = {"learning_rates": [rate], "make": references.with_references}
     (literal,) = [row for row in bench.rows("gradient_descent", [iterations], **options) if row.kind == "literal"]
     ours = {solver: bench.rows(solver, [T])[-1] for solver, T in found["solvers"].items() if T is not None}
     for phase, bound in LITERAL_BOUNDS.items():
@@ -135,7 +138,7 @@ def torchdeq(bench: Bench) -> Iterator[Record]:
     """Against torchdeq with the same solver, gradient and number of evaluations."""
     targets = [f"{what} / torchdeq" for what in ("inference", "training", "memory")]
     for solver, iterations in TORCHDEQ.items():
-        rows = {row.name: row for row in bench.rows(solver, iterations, LEAN, with_references=True)}
+        rows = {row.name: row for row in bench.rows(solver, iterations, LEAN, make=references.with_references)}
         pairs = [(row, rows[name]) for row in rows.values() if (name := f"torchdeq {row.name}") in rows]
         if not pairs:
             dtype = str(bench.model.dtype).removeprefix("torch.")

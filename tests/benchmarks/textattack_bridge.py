@@ -8,13 +8,13 @@ environment to itself, and this file, loaded there, starts a server here that an
     export IMBERT_MODEL=outputs/sst2-im-bert    # any sequence classifier, a folder or a Hub id
     export IMBERT_TASK=sst2                     # of imbert_hf.evaluation
     export IMBERT_DATA=validation.jsonl         # rows in GLUE's fields, or a file in AdvGLUE's format
-    textattack-env/bin/textattack attack --model-from-file examples/textattack_bridge.py \
-        --dataset-from-file examples/textattack_bridge.py --recipe textfooler --num-examples 100
+    textattack-env/bin/textattack attack --model-from-file tests/benchmarks/textattack_bridge.py \
+        --dataset-from-file tests/benchmarks/textattack_bridge.py --recipe textfooler --num-examples 100
 
 To run TextAttack's recipe DeepWordBug and the character attack of imbert_hf.evaluation on the same rows, with the same
 stop words and nothing to download:
 
-    python examples/textattack_bridge.py compare --textattack textattack-env/bin/textattack \
+    python tests/benchmarks/textattack_bridge.py compare --textattack textattack-env/bin/textattack \
         --model outputs/sst2-im-bert --task sst2 --data validation.jsonl --rows 100
 """
 

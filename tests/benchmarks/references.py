@@ -3,61 +3,56 @@ ways to a robust BERT.
 
 - The literal reading of the paper: gradient descent on the squared residual by torch.autograd.grad, unrolled.
 - The same equation handed to torchdeq (Geng and Kolter 2023), which is optional: `pip install torchdeq`.
-- FreeLB (Zhu et al., ICLR 2020) and R3F (Aghajanyan et al., ICLR 2021): training steps of plain BERT.
+- FreeLB and R3F: training steps of plain BERT, see robust_losses.
 
 They are measured, not recommended: with dropout each evaluation of the first two draws masks of its own, and both take
 padded tokens for real ones.
 """
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
-from torch import Tensor, nn
+from robust_losses import freelb_losses, r3f_losses
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import BertConfig, BertForSequenceClassification
 
 from imbert_hf import ThetaMethod
+from imbert_hf.evaluation.cost.variants import (
+    BERT_STEP,
+    EVALUATION,
+    GRADIENTS,
+    SOLVERS,
+    Floor,
+    Variant,
+    floor_of,
+    last_layers,
+    make_variants,
+    name_of,
+    plain_bert,
+    settings,
+)
+from imbert_hf.evaluation.stability.spectrum import Map
 
 
-Batch = Mapping[str, Tensor]
-Map = Callable[[Tensor], Tensor]
 Solve = Callable[[Map, Tensor], Tensor]  # F, and the input of the layer -> its output
 
 
-def plain_bert(model: Any, solve: Solve | None = None, indices: Sequence[int] = ()) -> Any:
-    """transformers' BertForSequenceClassification, or the same around other layers, with the parameters of `model`.
-
-    Args:
-        model: IMBertForSequenceClassification; the parameters are shared, not copied.
-        solve: makes a layer's output from F and its input, in the layers that are not to be plain.
-        indices: of these layers.
-    """
-    fields = {name: value for name, value in model.config.to_dict().items() if not name.startswith("im_")}
-    config = BertConfig(**{name: fields[name] for name in fields if name not in ("model_type", "auto_map")})
-    config._attn_implementation = model.config._attn_implementation
-    bert = BertForSequenceClassification(config)
-    bert.load_state_dict(model.state_dict(keep_vars=True), assign=True)
-    bert.to(model.device)
-    if solve is not None:
-        layers = bert.bert.encoder.layer
-        for i in indices:
-            layers[i] = SolvedLayer(layers[i], solve)
-    return bert.eval()
+def solved_bert(model: Any, solve: Solve, indices: Sequence[int]) -> Any:
+    """plain_bert, the outputs of whose layers of `indices` `solve` makes of F, the plain layer, and its input."""
+    bert = plain_bert(model)
+    for i in indices:
+        layer = bert.bert.encoder.layer[i]
+        layer.forward = partial(_solved, layer.forward, solve)
+    return bert
 
 
-class SolvedLayer(nn.Module):
-    """A layer whose output some `solve` makes of F, the plain BERT layer, and its input."""
-
-    def __init__(self, layer: nn.Module, solve: Solve):
-        super().__init__()
-        self.layer, self.solve = layer, solve
-
-    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
-        return self.solve(lambda h: self.layer(h, *args, **kwargs), hidden_states)
+def _solved(F: Map, solve: Solve, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+    return solve(lambda h: F(h, *args, **kwargs), hidden_states)
 
 
 @dataclass(frozen=True)
@@ -166,59 +161,64 @@ def through_torchdeq(
     return solve
 
 
-def plain_losses(model: Any, batch: Batch) -> Iterator[Tensor]:
-    """The loss of one training step; each loss that such a function yields is to be differentiated at once."""
-    yield model(**batch).loss
+def with_references(
+    model: Any,
+    *,
+    solvers: Sequence[str] = SOLVERS,
+    gradients: Sequence[str] = GRADIENTS,
+    iterations: Sequence[int] = (2, 3, 5),
+    learning_rates: Sequence[float] = (0.02,),
+    theta: float = 1.0,
+    implicit_layers: int | None = None,
+) -> list[Variant]:
+    """What make_variants makes, and what that is compared with; torchdeq's where it is installed."""
+    options: dict[str, Any] = {"solvers": solvers, "gradients": gradients, "iterations": iterations}
+    options |= {"learning_rates": learning_rates, "theta": theta}
+    variants = make_variants(model, **options, implicit_layers=implicit_layers)
+    layers, config = last_layers(model, implicit_layers), model.config
+    equation = Equation(theta, config.im_step_size, config.im_vector_field, config.im_initial_guess)
+    variants += literal_variants(model, layers, equation, iterations, learning_rates)
+    if find_torchdeq():
+        variants += torchdeq_variants(model, layers, equation, solvers, gradients, iterations)
+    bert = variants[0].model
+    three, two = (Floor(EVALUATION, steps * BERT_STEP) for steps in (3, 2))
+    return [
+        *variants,
+        Variant("FreeLB, 3 steps", "FreeLB", bert, three, losses=freelb_losses),
+        Variant("R3F", "R3F", bert, two, losses=r3f_losses),
+    ]
 
 
-def freelb_losses(
-    model: Any, batch: Batch, *, steps: int = 3, step_size: float = 0.1, radius: float = 0.6, start: float = 0.05
-) -> Iterator[Tensor]:
-    """FreeLB: the mean loss over `steps` points of an ascent on the word embeddings, all of whose gradients are kept.
-
-    Args:
-        model: of transformers, with inputs_embeds.
-        batch: input_ids, attention_mask, labels.
-        steps: forward and backward passes.
-        step_size: of the normalised ascent, a row's Euclidean norm.
-        radius: of the ball around the embeddings, likewise.
-        start: norm that a row's random start has at most.
-    """
-    rest = {name: value for name, value in batch.items() if name != "input_ids"}
-    real = batch["attention_mask"][..., None]
-    embed = model.get_input_embeddings()
-    shape = (*batch["input_ids"].shape, embed.weight.shape[1])
-    delta = (2 * torch.rand(shape, dtype=embed.weight.dtype, device=embed.weight.device) - 1) * real
-    size = (real.sum(dim=(1, 2), keepdim=True) * shape[-1]).clamp(min=1)
-    delta = start * delta / size.sqrt().to(delta.dtype)
-    for step in range(steps):
-        delta = delta.detach().requires_grad_()
-        yield model(inputs_embeds=embed(batch["input_ids"]) + delta, **rest).loss / steps
-        if step < steps - 1:
-            assert delta.grad is not None
-            with torch.no_grad():
-                ascent = delta.grad / _row_norm(delta.grad).clamp(min=torch.finfo(delta.dtype).tiny)
-                delta = delta + step_size * ascent * real
-                delta = delta * (radius / _row_norm(delta).clamp(min=radius))
+def literal_variants(
+    model: Any, layers: Sequence[int], equation: Equation, iterations: Sequence[int], rates: Sequence[float]
+) -> Iterator[Variant]:
+    for rate, T in itertools.product(rates, iterations):
+        name = f"literal {name_of('', T, rate)}"
+        setting = {"solver": "gradient_descent", "gradient": "unrolled", "iterations": T, "learning_rate": rate}
+        least = floor_of(model, "gradient_descent", "unrolled", T, equation.theta)
+        solved = solved_bert(model, literal(equation, T, rate), layers)
+        yield Variant(name, "literal", solved, least, inference=name, setting=setting)
 
 
-def _row_norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t.flatten(1), dim=1).view(-1, *[1] * (t.dim() - 1))
-
-
-def r3f_losses(model: Any, batch: Batch, *, noise: float = 1e-5, weight: float = 1.0) -> Iterator[Tensor]:
-    """R3F: the loss, and `weight` times the symmetric Kullback-Leibler divergence to the outputs for noisy embeddings.
-
-    Args:
-        model: of transformers, with inputs_embeds; or DistributedDataParallel around one.
-        batch: input_ids, attention_mask, labels.
-        noise: half the width of the uniform noise on each component of the word embeddings.
-        weight: lambda of the paper.
-    """
-    rest = {name: value for name, value in batch.items() if name != "input_ids"}
-    embedded = getattr(model, "module", model).get_input_embeddings()(batch["input_ids"])
-    clean = model(inputs_embeds=embedded, **rest)
-    noisy = model(inputs_embeds=embedded + noise * (2 * torch.rand_like(embedded) - 1), **rest)
-    p, q = (output.logits.float().log_softmax(dim=-1) for output in (clean, noisy))
-    options: dict[str, Any] = {"reduction": "batchmean", "log_target": True}
-    yield clean.loss + weight * (functional.kl_div(p, q, **options) + functional.kl_div(q, p, **options))
+def torchdeq_variants(
+    model: Any,
+    layers: Sequence[int],
+    equation: Equation,
+    solvers: Sequence[str],
+    gradients: Sequence[str],
+    iterations: Sequence[int],
+) -> Iterator[Variant]:
+    config, half = model.config, model.dtype in (torch.bfloat16, torch.float16)
+    options = {"damping": config.im_damping, "memory": config.im_anderson_memory}
+    options["gradient_iterations"] = config.im_gradient_iterations
+    possible = [s for s in solvers if s in TORCHDEQ_SOLVERS]
+    possible = [s for s in possible if not (s == "anderson" and half)]  # it calls a solve that has neither
+    for solver, T, _ in settings(possible, iterations, ()):
+        shared = f"torchdeq {name_of(solver, T, None)}"
+        for gradient in TORCHDEQ_GRADIENTS:
+            if gradient in gradients:
+                setting = {"solver": solver, "gradient": gradient, "iterations": T, "learning_rate": None}
+                least = floor_of(model, solver, gradient, T, equation.theta)
+                solved = solved_bert(model, through_torchdeq(equation, solver, gradient, T, **options), layers)
+                name = f"{shared}, {gradient}"
+                yield Variant(name, "torchdeq", solved, least, inference=shared, setting=setting)

@@ -1,0 +1,30 @@
+"""What IM-BERT costs beside other ways to the same solution, and to a robust BERT: the literal reading of the paper,
+torchdeq where it is installed, FreeLB and R3F. Arguments and measures are those of imbert-eval cost.
+"""
+
+import argparse
+from dataclasses import replace
+
+from references import find_torchdeq, with_references
+
+from imbert_hf.evaluation.cost import command
+from imbert_hf.evaluation.report import Journal, Report
+
+
+HELP = "time, memory and work of the references, beside those of imbert-eval cost"
+add_arguments, figure = command.add_arguments, command.figure
+
+
+def run(args: argparse.Namespace, journal: Journal) -> Report:
+    journal.common["torchdeq"] = find_torchdeq() is not None
+    report = command.run(args, journal, make=with_references)
+    missing = absent(args.dtype)
+    report.data["absent"] = missing
+    return report if not missing else replace(report, text=f"{report.text}\n\nWithout rows: {', '.join(missing)}.")
+
+
+def absent(dtype: str) -> list[str]:
+    """The references that cannot be measured, with the reason."""
+    if find_torchdeq() is None:
+        return ["torchdeq, which is not installed (pip install torchdeq)"]
+    return [f"torchdeq's Anderson, which has no {dtype}"] if dtype == "bfloat16" else []

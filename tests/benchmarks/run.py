@@ -1,0 +1,27 @@
+"""The benchmarks of this project: what its own claims of speed and memory are measured with. No tool of a user's.
+
+python tests/benchmarks/run.py targets --model outputs/sst2-im-bert --task sst2 --data validation.jsonl
+python tests/benchmarks/run.py references --model google-bert/bert-base-uncased --iterations 3
+"""
+
+import sys
+from pathlib import Path
+
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))  # FreeLB and R3F are examples
+
+import references_command
+import targets_command
+
+from imbert_hf.evaluation.cli import main
+
+
+COMMANDS = {"targets": targets_command, "references": references_command}
+
+
+def run(argv: list[str] | None = None) -> None:
+    main(argv, commands=COMMANDS, prog="run.py", description=__doc__)
+
+
+if __name__ == "__main__":
+    run()

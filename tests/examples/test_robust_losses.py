@@ -1,0 +1,96 @@
+"""FreeLB and R3F against what they come to by hand for a model whose margin is linear in its embeddings."""
+
+from types import SimpleNamespace
+
+import torch
+from robust_losses import freelb_losses, r3f_losses
+
+from imbert_hf.evaluation.cost.variants import plain_losses
+
+
+class Margin(torch.nn.Module):
+    """loss = softplus(-m), the margin m = <w, sum of embeddings> + bias; linear in the embeddings."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.embedding = torch.nn.Embedding(9, width).double()
+        self.w = torch.nn.Parameter(torch.randn(width, dtype=torch.float64, generator=generator))
+        self.bias = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def forward(self, attention_mask, labels, input_ids=None, inputs_embeds=None):
+        embedded = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        margin = ((embedded @ self.w) * attention_mask).sum(dim=1) + self.bias
+        loss = torch.nn.functional.softplus(-margin).mean()
+        return SimpleNamespace(loss=loss, logits=torch.stack([torch.zeros_like(margin), margin], dim=1))
+
+
+MARGIN_BATCH = {
+    "input_ids": torch.tensor([[1, 2, 3], [4, 5, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+    "labels": torch.tensor([1, 1]),
+}
+
+
+def gradients(model, losses):
+    model.zero_grad()
+    for loss in losses:
+        loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_freelb_ascends_by_hand():
+    """The gradient by a row's n tokens is along -w: each step lowers the margin by step_size sqrt(n) |w|."""
+    model, n = Margin(), torch.tensor([3.0, 2.0], dtype=torch.float64)
+    found = gradients(model, freelb_losses(model, MARGIN_BATCH, steps=3, step_size=0.3, radius=0.5, start=0.0))
+    margin = model(**MARGIN_BATCH).logits[:, 1].detach()
+    distances = (0.0, 0.3, 0.5)  # of the third point the ball keeps 0.5
+    moved = torch.stack([margin - d * n.sqrt() * model.w.norm() for d in distances])
+    torch.testing.assert_close(found["bias"], -torch.sigmoid(-moved).mean())
+
+
+def test_freelb_without_steps_is_the_mean_of_plain_gradients():
+    model = Margin()
+    plain = gradients(model, plain_losses(model, MARGIN_BATCH))
+    found = gradients(model, freelb_losses(model, MARGIN_BATCH, step_size=0.0, start=0.0))
+    torch.testing.assert_close(found, plain)
+
+
+def test_freelb_starts_within_its_ball_and_off_padding():
+    seen = []
+
+    class Spy(Margin):
+        def forward(self, inputs_embeds, **rest):
+            seen.append((inputs_embeds - self.embedding(MARGIN_BATCH["input_ids"])).detach())
+            return super().forward(inputs_embeds=inputs_embeds, **rest)
+
+    model = Spy()
+    gradients(model, freelb_losses(model, MARGIN_BATCH, step_size=0.3, radius=0.4, start=0.2))
+    norms = torch.stack([delta.flatten(1).norm(dim=1) for delta in seen])
+    assert ((norms[0] > 0) & (norms[0] <= 0.2)).all()
+    assert (norms[1:] <= 0.4 + 1e-12).all()
+    assert all((delta[1, 2] == 0).all() for delta in seen)
+
+
+def test_r3f_without_noise_adds_nothing():
+    model = Margin()
+    plain = gradients(model, plain_losses(model, MARGIN_BATCH))
+    (loss,) = list(r3f_losses(model, MARGIN_BATCH, noise=0.0))
+    torch.testing.assert_close(loss, model(**MARGIN_BATCH).loss, check_dtype=False)
+    found = gradients(model, r3f_losses(model, MARGIN_BATCH, noise=0.0))
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-7)
+
+
+def test_r3f_adds_the_symmetric_divergence_by_hand(monkeypatch):
+    model = Margin()
+    monkeypatch.setattr(torch, "rand_like", torch.ones_like)  # noise of +0.1 on each component
+    (loss,) = list(r3f_losses(model, MARGIN_BATCH, noise=0.1, weight=2.0))
+    margin = model(**MARGIN_BATCH).logits[:, 1]
+    moved = margin + 0.1 * torch.tensor([3.0, 2.0], dtype=torch.float64) * model.w.sum()
+    p, q = torch.sigmoid(margin), torch.sigmoid(moved)
+    # Of two Bernoulli distributions KL(p||q) + KL(q||p) is (p - q) times the difference of their logits.
+    expected = model(**MARGIN_BATCH).loss + 2.0 * ((p - q) * (margin - moved)).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
