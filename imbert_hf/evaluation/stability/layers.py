@@ -5,10 +5,11 @@ Everything is computed for one sentence at a time, so that there is no padding a
 
 import copy
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -20,7 +21,7 @@ from imbert_hf.evaluation.stability.growth import connected, connections, growth
 from imbert_hf.evaluation.stability.solves import convergence, residual_history
 from imbert_hf.evaluation.stability.spectrum import Map, jacobian_norm, leading_eigenvalues, stability_function
 from imbert_hf.layers_imbert import SOLVERS
-from imbert_hf.solvers_imbert import VECTOR_FIELDS
+from imbert_hf.solvers_imbert import VECTOR_FIELDS, Solver
 
 
 # For layers by their index: F, and its input.
@@ -122,97 +123,137 @@ def stability(
     Raises:
         ValueError: an argument outside what is listed above, a model of another family, a text without tokens.
     """
-    found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if found != "imbert":
-        raise ValueError(f"model must be an IM-BERT, or a BERT loaded as one, got {found!r}.")
-    if not (math.isfinite(radius) and radius > 0):
-        raise ValueError(f"radius must be a finite number > 0, got {radius}.")
-    for name, value, least in (
-        ("directions", directions, 1),
-        ("steps", steps, 0),
-        ("eigenvalues", eigenvalues, 1),
-        ("iterations", iterations, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be an integer >= {least}, got {value}.")
-    if not 1 <= restarts <= directions:
-        raise ValueError(f"restarts must be an integer from 1 to directions, {directions}, got {restarts}.")
-    for name, values in (("step_sizes", step_sizes), ("thetas", thetas)):
-        if not values or min(values) <= 0:
-            raise ValueError(f"{name} must hold numbers > 0, got {list(values)}.")
-    if isinstance(texts, str) or not texts:
-        raise ValueError(f"texts must be a list of one sentence or more, got {texts!r}.")
-
+    sizes = {"directions": (directions, 1), "steps": (steps, 0)}
+    sizes |= {"eigenvalues": (eigenvalues, 1), "iterations": (iterations, 1)}
+    _check(model, texts, radius, sizes, restarts, {"step_sizes": step_sizes, "thetas": thetas}, max_length)
     model = model.base_model
-    longest = model.config.max_position_embeddings
-    if not 8 <= max_length <= longest:
-        raise ValueError(f"max_length must be from 8 to {longest}, got {max_length}.")
     encoded = [_encode(tokenizer, text, max_length, model.device) for text in texts]
     compared = connections(model.config)
     config = copy.deepcopy(model.config)
     for name, value in compared["IM-BERT"].items():
         setattr(config, name, value)
-    solvers = {name: SOLVERS[name](vars(config)) for name in ("fixed_point", "anderson", "gradient_descent")}
-    field = {"vector_field": config.im_vector_field}
-    relation = {**field, "initial_guess": config.im_initial_guess}
-    own = {"step_size": config.im_step_size, "theta": config.im_theta}
     # All that a part depends on beside its own options.
-    common = {"weights": _fingerprint(model), "config": model.config.to_dict(), "implicit": compared["IM-BERT"]}
+    common = {"weights": _hash_of_weights(model), "config": model.config.to_dict(), "implicit": compared["IM-BERT"]}
+    moves = {"radius": radius, "directions": directions, "restarts": restarts, "steps": steps}
+    grid = {"step_sizes": step_sizes, "thetas": thetas, "iterations": iterations}
+
     journal = journal or Journal()
     data: dict[str, Any] = {"connections": compared}
     data["sentences"] = [{"text": t, "tokens": len(free)} for t, (_, free) in zip(texts, encoded, strict=True)]
     data |= {name: [] for name in ("growth", "spectrum", "residuals", "convergence")}
-    bar = tqdm(total=6 * len(texts), desc="sentences x measurements", disable=not progress)
-
-    def measure(sentence: int, what: str, labels: dict, options: dict, compute: Callable) -> None:
-        tokens = encoded[sentence][0]["input_ids"].tolist()
-        key = {"what": what, "tokens": tokens, **labels, **options, **common}
-        data[what] += [{"sentence": sentence, **labels, **r} for r in journal.part(key, partial(compute, **options))]
-        bar.update()
-
-    def residuals(layers: Layers, **options) -> list[dict[str, Any]]:
-        return [
-            {"layer": i, "solver": name, "residual": finite(residual_history(F, x, solver, **options)[:, 0])}
-            for i, (F, x) in layers.items()
-            for name, solver in solvers.items()
-        ]
-
-    def converged(layers: Layers, **options) -> list[dict[str, Any]]:
-        return [
-            {"layer": i, "theta": theta, "step_size": step_size, "converged": solves[j][k][0]}
-            for i, (F, x) in layers.items()
-            for solves in [convergence(F, x, solvers[config.im_solver], **options).tolist()]
-            for j, theta in enumerate(thetas)
-            for k, step_size in enumerate(step_sizes)
-        ]
-
     training = model.training
     model.eval()
+    bar = tqdm(total=6 * len(texts), desc="sentences x measurements", disable=not progress)
     try:
         for i, (inputs, free) in enumerate(encoded):
-            options = {
-                "radius": radius,
-                "directions": directions,
-                "restarts": restarts,
-                "steps": steps,
-                "seed": seed + i,
-            }
-            for name, fields in compared.items():
-                with connected(model.config, fields):
-                    measure(i, "growth", {"connection": name}, options, partial(growth, model, inputs, free))
-            with torch.no_grad(), connected(model.config, compared["IM-BERT"]):
-                states = model(**inputs, output_hidden_states=True).hidden_states
-            layers = {k: (PlainLayer(layer), states[k]) for k, layer in enumerate(model.encoder.layer)}
-            solved = {k: layers[k] for k in sorted(config.implicit_layers)}
-            options = {"step_size": config.im_step_size, **field, "count": eigenvalues, "seed": seed}
-            measure(i, "spectrum", {}, options, partial(spectra, layers))
-            measure(i, "residuals", {}, {"iterations": iterations, **own, **relation}, partial(residuals, solved))
-            grid = {"step_sizes": step_sizes, "thetas": thetas, "iterations": iterations, **relation}
-            measure(i, "convergence", {}, grid, partial(converged, solved))
+            grown = _growth_parts(model, inputs, free, compared, {**moves, "seed": seed + i})
+            of_layers = _layer_parts(model, inputs, config, compared["IM-BERT"], eigenvalues, grid, seed)
+            for part in itertools.chain(grown, of_layers):
+                key = {"what": part.what, "tokens": inputs["input_ids"].tolist(), **part.labels, **part.options}
+                records = journal.part({**key, **common}, partial(part.compute, **part.options))
+                data[part.what] += [{"sentence": i, **part.labels, **record} for record in records]
+                bar.update()
     finally:
         model.train(training)
         bar.close()
     return data
+
+
+def _check(
+    model: Any,
+    texts: Any,
+    radius: float,
+    sizes: Mapping[str, tuple[int, int]],
+    restarts: int,
+    grids: Mapping[str, Sequence[float]],
+    max_length: int,
+) -> None:
+    """Raises ValueError for the first argument of `stability` that is not allowed."""
+    found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if found != "imbert":
+        raise ValueError(f"model must be an IM-BERT, or a BERT loaded as one, got {found!r}.")
+    if not (math.isfinite(radius) and radius > 0):
+        raise ValueError(f"radius must be a finite number > 0, got {radius}.")
+    for name, (value, least) in sizes.items():
+        if value < least:
+            raise ValueError(f"{name} must be an integer >= {least}, got {value}.")
+    directions, _ = sizes["directions"]
+    if not 1 <= restarts <= directions:
+        raise ValueError(f"restarts must be an integer from 1 to directions, {directions}, got {restarts}.")
+    for name, values in grids.items():
+        if not values or min(values) <= 0:
+            raise ValueError(f"{name} must hold numbers > 0, got {list(values)}.")
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"texts must be a list of one sentence or more, got {texts!r}.")
+    longest = model.config.max_position_embeddings
+    if not 8 <= max_length <= longest:
+        raise ValueError(f"max_length must be from 8 to {longest}, got {max_length}.")
+
+
+class _Part(NamedTuple):
+    """One measurement of one sentence: the list of `data` that it goes to, and compute(**options), its records."""
+
+    what: str
+    compute: Callable[..., list[dict[str, Any]]]
+    options: dict[str, Any]
+    labels: dict[str, Any] = {}  # noqa: RUF012 - of each record
+
+
+def _growth_parts(
+    model: Any, inputs: dict[str, Tensor], free: Tensor, compared: Mapping[str, Mapping], options: dict[str, Any]
+) -> Iterator[_Part]:
+    """Of each connection, which the model has until the next one is asked for."""
+    for name, fields in compared.items():
+        with connected(model.config, fields):
+            yield _Part("growth", partial(growth, model, inputs, free), options, {"connection": name})
+
+
+def _layer_parts(
+    model: Any,
+    inputs: dict[str, Tensor],
+    config: Any,
+    implicit: Mapping[str, Any],
+    eigenvalues: int,
+    grid: dict[str, Any],
+    seed: int,
+) -> Iterator[_Part]:
+    """Of each layer F at its input in the forward of IM-BERT, whose fields `implicit` and whose `config` are given."""
+    with torch.no_grad(), connected(model.config, implicit):
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    layers = {k: (PlainLayer(layer), states[k]) for k, layer in enumerate(model.encoder.layer)}
+    solved = {k: layers[k] for k in sorted(config.implicit_layers)}
+    solvers = {name: SOLVERS[name](vars(config)) for name in ("fixed_point", "anderson", "gradient_descent")}
+    field = {"vector_field": config.im_vector_field}
+    relation = {**field, "initial_guess": config.im_initial_guess}
+    own = {"step_size": config.im_step_size, "theta": config.im_theta, "iterations": grid["iterations"]}
+    spectrum = {"step_size": config.im_step_size, **field, "count": eigenvalues, "seed": seed}
+    yield _Part("spectrum", partial(spectra, layers), spectrum)
+    yield _Part("residuals", partial(residuals, solved, solvers), {**own, **relation})
+    yield _Part("convergence", partial(converged, solved, solvers[config.im_solver]), {**grid, **relation})
+
+
+def residuals(layers: Layers, solvers: Mapping[str, Solver], **options) -> list[dict[str, Any]]:
+    """One record a layer and solver: layer; solver; residual by iteration, see `residual_history`."""
+    return [
+        {"layer": i, "solver": name, "residual": finite(residual_history(F, x, solver, **options)[:, 0])}
+        for i, (F, x) in layers.items()
+        for name, solver in solvers.items()
+    ]
+
+
+def converged(
+    layers: Layers, solver: Solver, *, thetas: Sequence[float], step_sizes: Sequence[float], **options
+) -> list[dict[str, Any]]:
+    """One record a layer and point of the grid: layer; theta; step_size; converged, see `convergence`."""
+    records = []
+    for i, (F, x) in layers.items():
+        solves = convergence(F, x, solver, thetas=thetas, step_sizes=step_sizes, **options)[:, :, 0].flatten().tolist()
+        points = itertools.product(thetas, step_sizes)
+        records += [
+            {"layer": i, "theta": theta, "step_size": step_size, "converged": solve}
+            for (theta, step_size), solve in zip(points, solves, strict=True)
+        ]
+    return records
 
 
 def _encode(tokenizer: Any, text: str | tuple[str, ...], max_length: int, device) -> tuple[dict[str, Tensor], Tensor]:
@@ -227,8 +268,7 @@ def _encode(tokenizer: Any, text: str | tuple[str, ...], max_length: int, device
     return dict(encoding), free
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """A hash of the weights."""
+def _hash_of_weights(model: nn.Module) -> str:
     found = hashlib.sha256()
     for tensor in model.state_dict().values():
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
