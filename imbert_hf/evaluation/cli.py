@@ -13,7 +13,7 @@ from imbert_hf.evaluation.advglue import command as advglue
 from imbert_hf.evaluation.attacks import command as attack
 from imbert_hf.evaluation.cards import command as card
 from imbert_hf.evaluation.cost import command as cost
-from imbert_hf.evaluation.report import Journal, check_destination, versions, write_json, write_whole
+from imbert_hf.evaluation.report import Journal, at_least, check_destination, versions, write_json, write_whole
 from imbert_hf.evaluation.stability import command as stability
 
 
@@ -77,8 +77,7 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
     try:
         check_destination(args.output, "--output")
         check_destination(plot, "--plot", PICTURES)
-        if getattr(args, "seed", 0) < 0:
-            raise ValueError(f"--seed must be an integer >= 0, got {args.seed}.")
+        at_least(0, **{"--seed": getattr(args, "seed", 0)})
         if getattr(args, "device", "") is None:
             args.device = "cuda" if torch.cuda.is_available() else "cpu"
         machine = {"threads": torch.get_num_threads(), "versions": versions()}

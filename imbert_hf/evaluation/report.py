@@ -106,6 +106,13 @@ def percent(value: float | None) -> float | None:
     return None if value is None else round(100 * value, 1)
 
 
+def at_least(least: int, **values: int) -> None:
+    """Raises ValueError for the first of `values`, by name, that is less."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
+
+
 def check_destination(path: Path | None, option: str, suffixes: Sequence[str] = ()) -> None:
     """Raises ValueError where a file cannot be written to `path`, or its suffix is none of `suffixes`."""
     if path is None:

@@ -12,9 +12,10 @@ from targets import FIELDS, GROUPS, SENTENCE_LENGTH, measure_targets
 
 from imbert_hf.evaluation.cost.command import load_model
 from imbert_hf.evaluation.cost.variants import KEPT
+from imbert_hf.evaluation.data.arguments import add_run_arguments
 from imbert_hf.evaluation.data.loading import fingerprint, longest_input
 from imbert_hf.evaluation.data.tasks import TASKS
-from imbert_hf.evaluation.report import Journal, Report, table
+from imbert_hf.evaluation.report import Journal, Report, at_least, table
 from imbert_hf.evaluation.stability.command import read_texts
 
 
@@ -29,16 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=64, help="tokens a row, padded to it (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of timing (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=list(GROUPS), metavar="GROUP", help=f"of {', '.join(GROUPS)}")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float64"])
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_run_arguments(parser, "float32", "bfloat16", "float64")
 
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     for name, least in (("batch", 1), ("length", 3), ("repeats", 1)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} must be an integer >= {least}, got {getattr(args, name)}.")
+        at_least(least, **{f"--{name}": getattr(args, name)})
     texts = read_texts(args.data, args.task, limit=args.batch, seed=args.seed)
     model, tokenizer = load_model(args.model, device=args.device, dtype=args.dtype, seed=args.seed)
     if args.length > (longest := longest_input(model, tokenizer)):

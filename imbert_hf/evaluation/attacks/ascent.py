@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from imbert_hf.evaluation.data.classifier import Classifier, length_sorted
 from imbert_hf.evaluation.data.tasks import Row
+from imbert_hf.evaluation.report import at_least
 
 
 Batch = Mapping[str, Tensor]
@@ -38,9 +39,7 @@ class Ascent:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {getattr(self, name)!r}.")
+        at_least(1, steps=self.steps, restarts=self.restarts)
         if self.step_size is not None and not 0 < self.step_size < float("inf"):
             raise ValueError(f"step_size must be a number > 0, got {self.step_size!r}.")
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained
+from imbert_hf.evaluation.report import at_least
 
 
 Text = tuple[str, ...]  # the fields of one row
@@ -47,8 +48,7 @@ class CharacterEdits:
     inner: bool = True
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws must be an integer >= 1, got {self.draws}.")
+        at_least(1, draws=self.draws)
 
     def propose(self, texts: Text, words: Sequence[Word]) -> list[list[str]]:
         return [self._edits(w.text, random.Random(repr((self.seed, texts, w.field, w.start)))) for w in words]
@@ -167,8 +167,7 @@ def load_masked_language_model(
         ValueError: it cannot be loaded, its checkpoint holds no language-model head, or its tokenizer has no mask token
             or does not tell where in the text a token stands.
     """
-    if top_k < 1:
-        raise ValueError(f"top_k must be an integer >= 1, got {top_k}.")
+    at_least(1, top_k=top_k)
     what = "masked language model"
     model, tokenizer = load_pretrained(
         AutoModelForMaskedLM, path, what, dtype="float32", device=device, trust_remote_code=trust_remote_code

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from imbert_hf.evaluation.attacks.candidates import Candidates, Text, Word
 from imbert_hf.evaluation.data.classifier import Classifier, predict
 from imbert_hf.evaluation.data.tasks import Row
+from imbert_hf.evaluation.report import at_least
 from imbert_hf.evaluation.statistics import accuracy_interval
 
 
@@ -81,8 +82,7 @@ def query_attack(
     """
     if not 0 < max_share <= 1:
         raise ValueError(f"max_share must be above 0 and at most 1, got {max_share}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}.")
+    at_least(1, batch_size=batch_size)
     names = classifier.task.fields
     if fields is not None and (not fields or set(fields) - set(names)):
         raise ValueError(f"fields must be of {', '.join(names)}, got {', '.join(fields) or 'none'}.")

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from imbert_hf import GradientDescent, IMBertForSequenceClassification, IMBertModel
 from imbert_hf.evaluation.cost.settings import Make, cost
 from imbert_hf.evaluation.cost.variants import GRADIENTS, KEPT, SOLVERS, make_variants
+from imbert_hf.evaluation.data.arguments import add_run_arguments
 from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained, longest_input
 from imbert_hf.evaluation.data.tasks import TASKS
-from imbert_hf.evaluation.report import Journal, Report, table
+from imbert_hf.evaluation.report import Journal, Report, at_least, table
 from imbert_hf.evaluation.stability.command import read_texts
 
 
@@ -59,10 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="rows for the error of the gradient, in float64; 0: not measured (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float64"])
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_run_arguments(parser, "float32", "bfloat16", "float64")
 
 
 def run(args: argparse.Namespace, journal: Journal, make: Make = make_variants) -> Report:
@@ -114,18 +112,15 @@ def run(args: argparse.Namespace, journal: Journal, make: Make = make_variants) 
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for the first argument that is out of range."""
     for name, least in (("batch", 1), ("length", 3), ("iterations", 1)):
-        if wrong := [value for value in getattr(args, name) if value < least]:
-            raise ValueError(f"--{name} must be an integer >= {least}, got {wrong[0]}.")
+        at_least(least, **{f"--{name}": min(getattr(args, name))})
     if wrong := [value for value in args.learning_rate if not 0 < value < float("inf")]:
         raise ValueError(f"--learning-rate must be a finite number > 0, got {wrong[0]}.")
     if not 0 < args.theta <= 1:
         raise ValueError(
             f"--theta must be a number > 0 and <= 1, got {args.theta}; EX-BERT is theta 0 and always there."
         )
-    for name, least in (("repeats", 1), ("gradient_rows", 0)):
-        if getattr(args, name) < least:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be an integer >= {least}, got {getattr(args, name)}.")
+    at_least(1, **{"--repeats": args.repeats})
+    at_least(0, **{"--gradient-rows": args.gradient_rows})
     if args.data is None and (args.task is not None or args.random):
         option = "--random" if args.task is None else "--task"
         raise ValueError(f"{option} needs --data; without it the tokens are random.")

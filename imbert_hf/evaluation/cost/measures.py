@@ -37,38 +37,23 @@ CONVERGED: dict[str, Any] = {
 CONVERGED_RESIDUAL = 1e-9
 
 
-class _Product(torch.autograd.Function):
-    """A cotangent on its way through a layer, noted where it is sent back in turn: a second derivative."""
+class _Noted(torch.autograd.Function):
+    """The identity. A cotangent that passes is noted by the first of `kinds`; one that is sent back through that, a
+    second derivative, by the next."""
 
     @staticmethod
-    def forward(v, note):
-        return v.view_as(v)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.note = inputs[1]
-
-    @staticmethod
-    def backward(ctx, v):
-        ctx.note("second_products")
-        return v, None
-
-
-class _Evaluated(torch.autograd.Function):
-    """The identity, noting each cotangent that passes."""
-
-    @staticmethod
-    def forward(h, note):
-        return h.view_as(h)
+    def forward(t, note, kinds):
+        return t.view_as(t)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.note = inputs[1]
+        _, ctx.note, ctx.kinds = inputs
 
     @staticmethod
     def backward(ctx, v):
-        ctx.note("products")
-        return _Product.apply(v, ctx.note), None
+        kind, *rest = ctx.kinds
+        ctx.note(kind)
+        return (_Noted.apply(v, ctx.note, rest) if rest else v), None, None
 
 
 def count(variant: Variant, batch: Batch, training: bool, indices: Sequence[int]) -> dict[str, dict[str, float]]:
@@ -87,7 +72,7 @@ def count(variant: Variant, batch: Batch, training: bool, indices: Sequence[int]
 
     def hook(module, args, output):
         note("evaluations")
-        return _Evaluated.apply(output, note)
+        return _Noted.apply(output, note, kinds[1:])
 
     # It is called once an evaluation, on whatever way the layer is entered.
     handles = [layer.attention.output.register_forward_hook(hook) for layer in layers]

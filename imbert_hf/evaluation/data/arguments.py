@@ -16,11 +16,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="rows (default: %(default)s)")
     parser.add_argument("--max-length", type=int, help="tokens (default: the model's longest)")
     parser.add_argument("--max-rows", type=int, help="random rows of the data, by --seed (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--label-map", help="such as negative=0,positive=1: the model's outputs by GLUE's labels")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
+    add_run_arguments(parser, "float32", "bfloat16", "float16")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, *dtypes: str) -> None:
+    """The arguments of whatever computes; the first of `dtypes` is the default."""
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default=dtypes[0], choices=dtypes)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained, longest_input
 from imbert_hf.evaluation.data.tasks import Task
+from imbert_hf.evaluation.report import at_least
 
 
 Texts = Sequence[tuple[str, ...]]
@@ -215,8 +216,7 @@ def predict(
     Raises:
         ValueError: the model's answer to some row is not finite.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size}.")
+    at_least(1, batch_size=batch_size)
     encodings = classifier.encode(texts) if texts else []
     batches = length_sorted(encodings, batch_size)
     every = {"all": 1, "sample": 4, "none": 0}[residuals] if classifier.implicit else 0

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy
 
+from imbert_hf.evaluation.report import at_least
+
 
 @dataclass(frozen=True)
 class Task:
@@ -70,8 +72,8 @@ def read_rows(data: str | Path, task: Task, *, limit: int | None = None, seed: i
     Raises:
         ValueError: the file cannot be read, lacks the task, is empty, or a row lacks a text or a label of the task.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"max_rows must be an integer >= 1, got {limit}.")
+    if limit is not None:
+        at_least(1, max_rows=limit)
     found = _from_hub(task) if str(data) == HUB else _from_file(Path(data), task)
     rows = [_row(place, row, task) for place, row in found]
     if not rows:

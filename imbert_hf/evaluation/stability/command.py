@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from transformers import AutoConfig
 
 from imbert_hf import IMBertModel
+from imbert_hf.evaluation.data.arguments import add_run_arguments
 from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained
 from imbert_hf.evaluation.data.tasks import TASKS, find_task, read_rows
-from imbert_hf.evaluation.report import Journal, Report, percent, table
+from imbert_hf.evaluation.report import Journal, Report, at_least, percent, table
 from imbert_hf.evaluation.stability.layers import THETAS, stability
 from imbert_hf.evaluation.stability.spectrum import stability_function
 
@@ -40,10 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10, help="of that search (default: %(default)s)")
     parser.add_argument("--eigenvalues", type=int, default=4, help="leading ones of a layer (default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=16, help="of the solvers (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_run_arguments(parser, "float32", "float64")
 
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
@@ -88,8 +86,8 @@ def read_texts(
     if task is not None:
         rows = read_rows(data, find_task(task), limit=limit, seed=seed)
         return [row.texts if len(row.texts) > 1 else row.texts[0] for row in rows]
-    if limit is not None and limit < 1:
-        raise ValueError(f"max_rows must be an integer >= 1, got {limit}.")
+    if limit is not None:
+        at_least(1, max_rows=limit)
     path = Path(data)
     if path.suffix in (".json", ".jsonl"):
         raise ValueError(f"{data} holds JSON; say with --task which task's texts to read from it.")

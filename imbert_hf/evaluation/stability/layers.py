@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from imbert_hf.evaluation.report import Journal, finite
+from imbert_hf.evaluation.report import Journal, at_least, finite
 from imbert_hf.evaluation.stability.growth import connected, connections, growth
 from imbert_hf.evaluation.stability.solves import convergence, residual_history
 from imbert_hf.evaluation.stability.spectrum import Map, jacobian_norm, leading_eigenvalues, stability_function
@@ -123,9 +123,11 @@ def stability(
     Raises:
         ValueError: an argument outside what is listed above, a model of another family, a text without tokens.
     """
-    sizes = {"directions": (directions, 1), "steps": (steps, 0)}
-    sizes |= {"eigenvalues": (eigenvalues, 1), "iterations": (iterations, 1)}
-    _check(model, texts, radius, sizes, restarts, {"step_sizes": step_sizes, "thetas": thetas}, max_length)
+    at_least(1, directions=directions, eigenvalues=eigenvalues, iterations=iterations)
+    at_least(0, steps=steps)
+    if not 1 <= restarts <= directions:
+        raise ValueError(f"restarts must be an integer from 1 to directions, {directions}, got {restarts}.")
+    _check(model, texts, radius, {"step_sizes": step_sizes, "thetas": thetas}, max_length)
     model = model.base_model
     encoded = [_encode(tokenizer, text, max_length, model.device) for text in texts]
     compared = connections(model.config)
@@ -159,27 +161,13 @@ def stability(
     return data
 
 
-def _check(
-    model: Any,
-    texts: Any,
-    radius: float,
-    sizes: Mapping[str, tuple[int, int]],
-    restarts: int,
-    grids: Mapping[str, Sequence[float]],
-    max_length: int,
-) -> None:
-    """Raises ValueError for the first argument of `stability` that is not allowed."""
+def _check(model: Any, texts: Any, radius: float, grids: Mapping[str, Sequence[float]], max_length: int) -> None:
+    """Raises ValueError for the first of these arguments of `stability` that is not allowed."""
     found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if found != "imbert":
         raise ValueError(f"model must be an IM-BERT, or a BERT loaded as one, got {found!r}.")
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"radius must be a finite number > 0, got {radius}.")
-    for name, (value, least) in sizes.items():
-        if value < least:
-            raise ValueError(f"{name} must be an integer >= {least}, got {value}.")
-    directions, _ = sizes["directions"]
-    if not 1 <= restarts <= directions:
-        raise ValueError(f"restarts must be an integer from 1 to directions, {directions}, got {restarts}.")
     for name, values in grids.items():
         if not values or min(values) <= 0:
             raise ValueError(f"{name} must hold numbers > 0, got {list(values)}.")

@@ -15,6 +15,8 @@ from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from imbert_hf.evaluation.report import at_least
+
 
 Map = Callable[[Tensor], Tensor]
 
@@ -96,8 +98,7 @@ def leading_eigenvalues(
     Raises:
         ValueError: count < 1, and what `jacobian` raises.
     """
-    if count < 1:
-        raise ValueError(f"count must be an integer >= 1, got {count}.")
+    at_least(1, count=count)
     push, _ = jacobian(function, x)
     n, basis = x.numel(), max(2 * count + 1, 20)
     products = 0
@@ -142,8 +143,7 @@ def jacobian_norm(function: Map, x: Tensor, *, tolerance: float = 1e-2, iteratio
     Raises:
         ValueError: iterations < 1, and what `jacobian` raises.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations must be an integer >= 1, got {iterations}.")
+    at_least(1, iterations=iterations)
     push, pull = jacobian(function, x)
     v = _start(x, seed)
     sigma = 0.0
