@@ -22,6 +22,10 @@ class IMBertStatisticsCallback(TrainerCallback):
 
     Args:
         every: measure one training forward in this many, the first included.
+
+    Example:
+        >>> from imbert_hf import IMBertStatisticsCallback
+        >>> callbacks = [IMBertStatisticsCallback(every=10)]  # Trainer(..., callbacks=callbacks)
     """
 
     def __init__(self, every: int = 10):
@@ -92,6 +96,10 @@ class ThetaScheduleCallback(TrainerCallback):
 
     Raises:
         ValueError: an argument outside of these, or, when training begins, a model without im_theta.
+
+    Example:
+        >>> from imbert_hf import ThetaScheduleCallback
+        >>> callbacks = [ThetaScheduleCallback(start=0.0, end=1.0, fraction=0.5)]  # Trainer(..., callbacks=callbacks)
     """
 
     def __init__(self, start: float = 0.0, end: float = 1.0, fraction: float = 0.5):

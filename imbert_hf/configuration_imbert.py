@@ -268,7 +268,13 @@ def _auto_map(module: str, family: str, *heads: str) -> dict[str, str]:
 
 
 class IMBertConfig(ImplicitConfig, BertConfig):
-    """BertConfig with the fields of ImplicitConfig, which see. Every other argument is BertConfig's."""
+    """BertConfig with the fields of ImplicitConfig, which see. Every other argument is BertConfig's.
+
+    Example:
+        >>> from imbert_hf import IMBertConfig
+        >>> IMBertConfig(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
+        frozenset({4, 5})
+    """
 
     model_type = "imbert"
     auto_map_of_family = _auto_map(
@@ -277,14 +283,26 @@ class IMBertConfig(ImplicitConfig, BertConfig):
 
 
 class IMRobertaConfig(ImplicitConfig, RobertaConfig):
-    """RobertaConfig with the fields of ImplicitConfig, which see. Every other argument is RobertaConfig's."""
+    """RobertaConfig with the fields of ImplicitConfig, which see. Every other argument is RobertaConfig's.
+
+    Example:
+        >>> from imbert_hf import IMRobertaConfig
+        >>> IMRobertaConfig(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
+        frozenset({4, 5})
+    """
 
     model_type = "imroberta"
     auto_map_of_family = _auto_map("modeling_roberta_imbert", "IMRoberta")
 
 
 class IMElectraConfig(ImplicitConfig, ElectraConfig):
-    """ElectraConfig with the fields of ImplicitConfig, which see. Every other argument is ElectraConfig's."""
+    """ElectraConfig with the fields of ImplicitConfig, which see. Every other argument is ElectraConfig's.
+
+    Example:
+        >>> from imbert_hf import IMElectraConfig
+        >>> IMElectraConfig(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
+        frozenset({4, 5})
+    """
 
     model_type = "imelectra"
     auto_map_of_family = _auto_map("modeling_electra_imbert", "IMElectra")

@@ -474,6 +474,15 @@ def implicit_step(
 
     Raises:
         ValueError: an argument outside what is listed above.
+
+    Example: y = x + f(y) with f(h) = -h / 2, whose solution is x / 1.5.
+        >>> import torch
+        >>> from imbert_hf import FixedPoint, ThetaMethod, Unrolled, implicit_step
+        >>> how = dict(solver=FixedPoint(), gradient=Unrolled(), initial_guess="explicit")
+        >>> x = torch.ones(1, 3, 4)
+        >>> solution = implicit_step(lambda h: h / 2, x, ThetaMethod(theta=1.0), **how, iterations=20, tolerance=1e-6)
+        >>> round(solution.value[0, 0, 0].item(), 4), solution.converged.tolist()
+        (0.6667, [True])
     """
     guesses = list(INITIAL_GUESSES)
     require(initial_guess in guesses, f"initial_guess must be one of {guesses}", initial_guess)

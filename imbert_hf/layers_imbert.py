@@ -327,6 +327,27 @@ def _forward_of(plain: type) -> Any:
     return forward
 
 
+_DOCUMENTATION = """{plain} with the implicit connection in the layers of config.im_layers.
+
+Parameters, arguments and outputs are {plain}'s, and so are its checkpoints, which from_pretrained loads. In addition
+forward takes output_im_statistics (bool) and the output has, per implicit layer, im_residuals and im_iterations_used,
+(rows,) each: the relative residual of its solve and the iterations used; None unless asked for.
+
+Args:
+    config ([`{config}`]): with the fields of the connection.
+
+Example:
+    >>> import torch
+    >>> from imbert_hf import {config}, {name}
+    >>> shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    >>> model = {name}({config}(**shape, im_layers=[-1])).eval()
+    >>> tokens = torch.randint(5, 99, {tokens})
+    >>> outputs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_im_statistics=True)
+    >>> [tuple(residual.shape) for residual in outputs.im_residuals]
+    [(2,)]
+"""
+
+
 class ImplicitPreTrainedModel:
     """Before a class of a family, whose forward and place in a model the class made of both takes."""
 
@@ -344,6 +365,9 @@ class ImplicitPreTrainedModel:
         if "forward" in vars(plain) and cls.__module__ == cls.config_class.model_class.__module__:  # no class of a user
             cls.forward = _forward_of(plain)  # type: ignore[attr-defined]
             cls.implicit_classes[plain] = cls
+            tokens = "(1, 2, 8)" if plain.__name__.endswith("MultipleChoice") else "(2, 8)"  # choices are rows
+            names = {"name": cls.__name__, "plain": plain.__name__, "config": cls.config_class.__name__}
+            cls.__doc__ = cls.__doc__ or _DOCUMENTATION.format(**names, tokens=tokens)
 
     def __init__(self, config: Any, *args, **kwargs):
         wanted = self.config_class

@@ -23,6 +23,8 @@ class IMElectraEncoder(ImplicitEncoder, family.ElectraEncoder): ...
 
 
 class IMElectraPreTrainedModel(ImplicitPreTrainedModel, family.ElectraPreTrainedModel):
+    """The base of the models below, as ElectraPreTrainedModel of its own: weights, loading and saving."""
+
     config_class = IMElectraConfig
     _no_split_modules = ["ElectraEmbeddings", "IMElectraLayer"]  # noqa: RUF012 - as transformers declares it
     implicit_classes = {  # noqa: RUF012

@@ -23,6 +23,8 @@ class IMBertEncoder(ImplicitEncoder, family.BertEncoder): ...
 
 
 class IMBertPreTrainedModel(ImplicitPreTrainedModel, family.BertPreTrainedModel):
+    """The base of the models below, as BertPreTrainedModel of its own: weights, loading and saving."""
+
     config_class = IMBertConfig
     _no_split_modules = ["BertEmbeddings", "IMBertLayer"]  # noqa: RUF012 - as transformers declares it
     implicit_classes = {  # noqa: RUF012

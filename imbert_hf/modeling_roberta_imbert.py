@@ -23,6 +23,8 @@ class IMRobertaEncoder(ImplicitEncoder, family.RobertaEncoder): ...
 
 
 class IMRobertaPreTrainedModel(ImplicitPreTrainedModel, family.RobertaPreTrainedModel):
+    """The base of the models below, as RobertaPreTrainedModel of its own: weights, loading and saving."""
+
     config_class = IMRobertaConfig
     _no_split_modules = ["RobertaEmbeddings", "IMRobertaLayer"]  # noqa: RUF012 - as transformers declares it
     implicit_classes = {  # noqa: RUF012
