@@ -395,6 +395,24 @@ class ImplicitPreTrainedModel:
                 "safetensors file. Save or download it again."
             ) from error
 
+    def to_plain(self: Any) -> Any:
+        """The family's own model with a copy of these weights, for deployment without this code: it saves none.
+
+        Its config has every field of the family's own. Its layers take the explicit step, as im_layers=[] does here:
+        where the solves were of use, measure it again.
+        """
+        plain: Any = next(plain for plain, kind in self.implicit_classes.items() if isinstance(self, kind))
+        family = plain.config_class
+        fields = {name: value for name, value in self.config.to_dict().items() if not name.startswith("im_")}
+        config = family(**{name: fields[name] for name in fields.keys() - {"model_type", "auto_map", "architectures"}})
+        options: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.config._attn_implementation}
+        if getattr(self, "pooler", self) is None:
+            options["add_pooling_layer"] = False
+        with torch.random.fork_rng(devices=[]):  # the weights that it draws are not kept
+            model = plain._from_config(config, **options)
+        model.load_state_dict(self.state_dict())
+        return model.to(self.device).train(self.training)
+
 
 def _become_implicit(model: Any) -> None:
     """Gives the family's modules our classes.

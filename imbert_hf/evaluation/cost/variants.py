@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification
 
 from imbert_hf import GradientDescent
 from imbert_hf.evaluation.attacks.ascent import Batch
@@ -69,12 +68,9 @@ def floor(
 
 def plain_bert(model: Any) -> Any:
     """transformers' BertForSequenceClassification with the parameters of an IMBertForSequenceClassification, shared."""
-    fields = {name: value for name, value in model.config.to_dict().items() if not name.startswith("im_")}
-    config = BertConfig(**{name: fields[name] for name in fields if name not in ("model_type", "auto_map")})
-    config._attn_implementation = model.config._attn_implementation
-    bert = BertForSequenceClassification(config)
+    bert = model.to_plain()
     bert.load_state_dict(model.state_dict(keep_vars=True), assign=True)
-    return bert.to(model.device).eval()
+    return bert.eval()
 
 
 def plain_losses(model: Any, batch: Batch) -> Iterator[Tensor]:

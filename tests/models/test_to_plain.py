@@ -1,0 +1,59 @@
+"""to_plain(): the family's own model with the same weights, which saves no code and no field of the connection."""
+
+import json
+
+import pytest
+import torch
+from families import MODELS, config_of, inputs_for, pair_of
+from transformers import AutoModelForSequenceClassification
+
+import imbert_hf
+from imbert_hf import IMBertForSequenceClassification, IMBertModel
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_the_familys_own_model(name, batch):
+    expected, model = pair_of(name)
+    state, plain = torch.get_rng_state(), model.to_plain()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert type(plain) is type(expected)
+    kwargs = inputs_for(name, batch)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**kwargs).to_tuple(), expected(**kwargs).to_tuple(), rtol=0, atol=0)
+    written = {"dtype", "architectures"}  # by a model that is made or saved, not by a config alone
+    fields, own = ({k: v for k, v in m.config.to_dict().items() if k not in written} for m in (plain, expected))
+    assert fields == own
+    next(plain.parameters()).data.add_(1)
+    assert not torch.equal(next(plain.parameters()), next(model.parameters()))  # a copy
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
+def test_what_it_saves(family, tmp_path):
+    name = f"{family}ForSequenceClassification"
+    labels = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    model = getattr(imbert_hf, f"IM{name}")(config_of(f"IM{name}", **labels))
+    model.to_plain().save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert [key for key in saved if key.startswith("im_") or key == "auto_map"] == []
+    assert (saved["model_type"], saved["architectures"]) == (family.lower(), [name])
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert (type(loaded).__name__, loaded.config.id2label) == (name, {0: "a", 1: "b", 2: "c"})
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+
+
+def test_mode_dtype_and_attention_are_kept_also_of_a_class_of_a_user():
+    class Mine(IMBertForSequenceClassification): ...
+
+    config = config_of("IMBertForSequenceClassification", attn_implementation="eager")
+    plain = Mine(config).bfloat16().train().to_plain()
+    assert type(plain).__name__ == "BertForSequenceClassification"
+    assert (plain.dtype, plain.training, plain.config._attn_implementation) == (torch.bfloat16, True, "eager")
+    assert not Mine(config).eval().to_plain().training
+
+
+def test_a_model_without_a_pooler(batch):
+    model = IMBertModel(config_of("IMBertModel", im_layers=[]), add_pooling_layer=False).eval()
+    plain = model.to_plain()
+    assert plain.pooler is None
+    assert torch.equal(plain(**batch).last_hidden_state, model(**batch).last_hidden_state)
