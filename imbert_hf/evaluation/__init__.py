@@ -1,4 +1,4 @@
-"""Evaluation of sequence classifiers: AdvGLUE, attacks, noise, stability, and model cards. Extra: imbert-hf[eval]."""
+"""Evaluation of sequence classifiers: AdvGLUE, attacks, noise, stability, and model cards. Needs the extra `eval`."""
 
 from importlib.util import find_spec
 
@@ -6,6 +6,7 @@ from importlib.util import find_spec
 missing = [name for name in ("jinja2", "matplotlib", "scipy", "sklearn", "tabulate") if find_spec(name) is None]
 if missing:
     raise ImportError(
-        f'{", ".join(missing)} not found: imbert_hf.evaluation needs pip install "imbert-hf[eval]".', name=missing[0]
+        f"imbert_hf.evaluation needs {', '.join(missing)}: in a clone of the repository, pip install '.[eval]'.",
+        name=missing[0],
     )
 del find_spec, missing

@@ -1,6 +1,10 @@
-"""imbert-eval: how robust, stable and costly a sequence classifier is, for IM-BERT and any other of Transformers."""
+"""imbert-eval: how robust, stable and costly a sequence classifier is, for IM-BERT and any other of Transformers.
+
+It exits with 0 when done, with 1 where a run failed or was interrupted, and with 2 for wrong arguments.
+"""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +13,22 @@ from typing import Any, NoReturn
 import torch
 from transformers.utils import logging
 
+import imbert_hf
 from imbert_hf.evaluation.advglue import command as advglue
 from imbert_hf.evaluation.attacks import command as attack
 from imbert_hf.evaluation.cards import command as card
 from imbert_hf.evaluation.cost import command as cost
-from imbert_hf.evaluation.report import Journal, at_least, check_destination, versions, write_json, write_whole
+from imbert_hf.evaluation.report import (
+    STANDARD_OUTPUT,
+    Journal,
+    at_least,
+    check_destination,
+    check_overwritten,
+    is_stream,
+    versions,
+    write_json,
+    write_whole,
+)
 from imbert_hf.evaluation.stability import command as stability
 
 
@@ -40,10 +55,21 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+class Several(argparse.Action):
+    """Collects values, each once, in place of the default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = vars(namespace).setdefault("_given", set())
+        before = getattr(namespace, self.dest) if self.dest in given else []
+        given.add(self.dest)
+        setattr(namespace, self.dest, list(dict.fromkeys([*before, values])))
+
+
 class Parser(argparse.ArgumentParser):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.register("action", None, Once)  # where add_argument names no action
+        self.register("action", "several", Several)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")  # argparse would first print the usage
@@ -53,14 +79,17 @@ def build_parser(
     commands: Mapping[str, Any] = COMMANDS, prog: str = "imbert-eval", description: str | None = __doc__
 ) -> Parser:
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{prog} {imbert_hf.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, command in commands.items():
-        sub = subparsers.add_parser(name, help=command.HELP, description=command.__doc__, allow_abbrev=False)
-        command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
-        sub.add_argument("--output", type=Path, metavar="FILE.json", help="write settings and results as JSON")
+        about: dict[str, Any] = {"help": command.HELP, "description": command.__doc__, "allow_abbrev": False}
+        sub = subparsers.add_parser(name, **about, conflict_handler="resolve")  # a command may say it better
+        sub.add_argument("--output", type=Path, metavar="FILE.json", help="settings and results as JSON; - prints them")
+        sub.add_argument("--overwrite", action="store_true", help="replace a result of other settings")
         if hasattr(command, "figure"):
             sub.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture")
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
     return parser
 
 
@@ -70,34 +99,41 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
     args = parser.parse_args(argv)
     run = vars(args).pop("run")
     vars(args).pop("_given", None)
-    plot: Path | None = getattr(args, "plot", None)
+    output, plot = args.output, getattr(args, "plot", None)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     journal = Journal()
     try:
-        check_destination(args.output, "--output")
+        check_destination(output, "--output")
         check_destination(plot, "--plot", PICTURES)
         at_least(0, **{"--seed": getattr(args, "seed", 0)})
         if getattr(args, "device", "") is None:
             args.device = "cuda" if torch.cuda.is_available() else "cpu"
+        given = {name: value for name, value in vars(args).items() if name != "overwrite"}
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
         machine = {"threads": torch.get_num_threads(), "versions": versions()}
-        if args.output is not None:
+        if output is not None and not is_stream(output):
+            if not args.overwrite:
+                check_overwritten(output, settings)
             common = {"device": getattr(args, "device", None), "versions": machine["versions"]}
-            journal = Journal(args.output.with_name(args.output.name + ".parts"), common)
+            journal = Journal(output.with_name(output.name + ".parts"), common)
         report = run(args, journal)
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         kept = f"; finished parts are kept in {journal.path}, the same command goes on" if journal.path else ""
         sys.exit(f"{parser.prog}: interrupted{kept}")
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    if args.output is not None:
-        write_json(args.output, {"settings": settings | machine, **report.data})
-        journal.remove()
-    if plot is not None and report.figure is not None:
-        figure = report.figure()
-        write_whole(plot, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
-    print(report.text)
+    try:
+        if output is not None:
+            write_json(output, {"settings": settings | machine, **report.data})
+            journal.remove()
+        if plot is not None and report.figure is not None:
+            figure = report.figure()
+            write_whole(plot, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
+        if output != STANDARD_OUTPUT:
+            print(report.text, flush=True)
+    except BrokenPipeError:  # whoever read has enough, as `head` has; Python would complain again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,22 +114,49 @@ def at_least(least: int, **values: int) -> None:
             raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
 
 
+STANDARD_OUTPUT = Path("-")
+
+
+def is_stream(path: Path) -> bool:
+    """Whether it is standard output, a device or a pipe: what is written there replaces nothing."""
+    return path == STANDARD_OUTPUT or (path.exists() and not path.is_file() and not path.is_dir())
+
+
 def check_destination(path: Path | None, option: str, suffixes: Sequence[str] = ()) -> None:
     """Raises ValueError where a file cannot be written to `path`, or its suffix is none of `suffixes`."""
-    if path is None:
+    if path is None or (path == STANDARD_OUTPUT and not suffixes):
         return
     if suffixes and path.suffix.lower() not in suffixes:
         raise ValueError(f"{option} {path} must end with one of {', '.join(suffixes)}.")
-    if not path.parent.is_dir():
-        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist.")
+    folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent  # of what a link names
+    if not folder.is_dir() and not is_stream(path):
+        raise ValueError(f"{option} {path}: the folder {folder} does not exist.")
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder; it must name a file.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(path if path.exists() else folder, os.W_OK):
         raise ValueError(f"{option} {path} cannot be written.")
 
 
+def check_overwritten(path: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError where `path` is a file that is no earlier result of the same arguments."""
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_bytes())["settings"]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"--output {path} is there, and no result of this program; --overwrite replaces it.") from None
+    for name, value in json.loads(json.dumps(settings)).items():
+        if name not in ("output", "plot", "quiet") and found.get(name) != value:
+            known = reprlib.repr(found.get(name))  # which cuts what is long
+            raise ValueError(f"--output {path} is a result of another {name}, {known}; --overwrite replaces it.")
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file beside `path`, then puts it in place: whole or not at all."""
+    """Lets `write` fill a file beside `path`, then puts it in place: whole or not at all. A stream is written to."""
+    if is_stream(path):
+        write(path)
+        return
+    path = Path(os.path.realpath(path))  # a link stays one
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         write(part)
@@ -140,4 +168,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 def write_json(path: Path, data: dict[str, Any]) -> None:
     # Without NaN, which is no JSON: what could not be measured is null.
     text = json.dumps(data, indent=2, allow_nan=False) + "\n"
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    if path == STANDARD_OUTPUT:
+        print(text, end="", flush=True)
+    else:
+        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))

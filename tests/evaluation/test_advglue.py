@@ -219,6 +219,7 @@ def test_five_tasks_make_a_score(tmp_path):
     run(
         "--model",
         f"sst2={save(tmp_path / 'other', bert(seed=1))}",
+        "--overwrite",
         *words,
         "--data",
         file,

@@ -48,9 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("learning-rate", float, None, "of gradient_descent"),
         ("implicit-layers", int, None, "how many, from the last one down"),
     ):
-        default = " ".join("all" if value is None else str(value) for value in DEFAULTS[name.replace("-", "_")])
-        text = f"{what}; may be given again (default: {default})"
-        parser.add_argument(f"--{name}", action="append", type=kind, choices=choices, help=text)
+        default = DEFAULTS[name.replace("-", "_")]
+        shown = " ".join("all" if value is None else str(value) for value in default)
+        text = f"{what}; may be given again (default: {shown})"
+        parser.add_argument(f"--{name}", action="several", default=default, type=kind, choices=choices, help=text)
     parser.add_argument("--theta", type=float, default=1.0, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=7, help="rounds of timing (default: %(default)s)")
     parser.add_argument("--no-train", action="store_true", help="inference alone")
@@ -64,10 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, journal: Journal, make: Make = make_variants) -> Report:
-    for name, default in DEFAULTS.items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-        setattr(args, name, list(dict.fromkeys(getattr(args, name))))  # each once
     check(args)
     texts = None
     if args.data is not None:

@@ -1,0 +1,166 @@
+"""The command line: where results go, what is never lost, exit codes; and what it says without its extra."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import imbert_hf
+from imbert_hf import command_line
+from imbert_hf.evaluation import cli
+from imbert_hf.evaluation.report import Report
+
+
+class Answer:
+    """A command that answers at once."""
+
+    __doc__, HELP = "Answers.", "answers"
+
+    def __init__(self, value=1):
+        self.value, self.runs = value, 0
+
+    def add_arguments(self, parser):
+        parser.add_argument("--x", type=int, default=0)
+        parser.add_argument("--several", action="several", type=int, default=[7])
+
+    def run(self, args, journal):
+        self.runs += 1
+        if args.x == 13:
+            raise KeyboardInterrupt
+        return Report({"value": self.value}, "the table")
+
+
+@pytest.fixture
+def answer():
+    return Answer()
+
+
+@pytest.fixture
+def run(answer):
+    return lambda *words: cli.main(["answer", *map(str, words)], commands={"answer": answer}, prog="tool")
+
+
+def refused(capsys, run, *words):
+    with pytest.raises(SystemExit) as error:
+        run(*words)
+    shown = capsys.readouterr().err
+    assert (error.value.code, shown.count("\n")) == (2, 1)
+    return shown
+
+
+def test_a_file_and_a_table(run, tmp_path, capsys):
+    run("--output", tmp_path / "out.json")
+    assert capsys.readouterr().out == "the table\n"
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert (data["value"], data["settings"]["x"], data["settings"]["several"]) == (1, 0, [7])
+    assert "overwrite" not in data["settings"]
+
+
+def test_values_given_again_are_collected_once_in_place_of_the_default(run, capsys):
+    run("--output", "-", "--several", "2", "--several", "3", "--several", "2")
+    assert json.loads(capsys.readouterr().out)["settings"]["several"] == [2, 3]
+
+
+def test_standard_output_holds_json_alone(run, capsys):
+    run("--output", "-", "--x", "4")
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["settings"]["x"] == 4
+    assert captured.err == ""
+
+
+def test_a_result_of_other_arguments_is_kept(run, answer, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    run("--output", out)
+    run("--output", out)  # the same command may run again
+    shown = refused(capsys, run, "--output", out, "--x", 2)
+    assert "out.json is a result of another x, 0; --overwrite replaces it." in shown
+    assert answer.runs == 2  # refused before the work
+    run("--output", out, "--x", 2, "--overwrite")
+    assert json.loads(out.read_text())["settings"]["x"] == 2
+    out.write_text("my notes")
+    assert "no result of this program" in refused(capsys, run, "--output", out)
+    assert out.read_text() == "my notes"
+
+
+def test_a_link_stays_a_link(run, tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "there" / "real.json")
+    run("--output", link)
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "there" / "real.json").read_text())["value"] == 1
+    run("--output", link)
+    assert link.is_symlink()
+
+
+def test_a_pipe_is_written_to_and_never_replaced(run, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        run("--output", pipe)
+        assert json.loads(reader.communicate(timeout=30)[0])["value"] == 1
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_device_is_never_replaced(run):
+    before = os.stat("/dev/null")
+    run("--output", "/dev/null")
+    assert (os.stat("/dev/null").st_ino, stat.S_ISCHR(os.stat("/dev/null").st_mode)) == (before.st_ino, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "nowhere/out.json"], "--output nowhere/out.json: the folder nowhere does not exist"),
+        (["--output", "."], "--output . is a folder; it must name a file"),
+        (["--y", "1"], "unrecognized arguments: --y 1"),
+        (["--x", "one"], "argument --x: invalid int value: 'one'"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(run, capsys, words, message):
+    assert message in refused(capsys, run, *words)
+
+
+def test_an_interrupted_run_exits_with_1(run, tmp_path):
+    with pytest.raises(SystemExit, match="tool: interrupted; finished parts are kept in"):
+        run("--x", 13, "--output", tmp_path / "out.json")  # with a message the code is 1
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["--version"])
+    assert (error.value.code, capsys.readouterr().out) == (0, f"imbert-eval {imbert_hf.__version__}\n")
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(run, monkeypatch):
+    for words in ([], ["--output", "-"]):
+        end, start = os.pipe()
+        os.close(end)
+        with open(start, "w") as pipe, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", pipe)
+            run(*words)
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], None), (["cost"], 1)])
+def test_without_the_extra_one_sentence_names_the_install_line(words, code, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("imbert_hf.evaluation")]:
+        monkeypatch.delitem(sys.modules, name)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else find_spec(name))
+    monkeypatch.setattr(sys, "argv", ["imbert-eval", *words])
+    with pytest.raises(SystemExit) if code else contextlib.nullcontext() as error:
+        command_line.main()
+    captured = capsys.readouterr()
+    assert code is None or error.value.code == code
+    assert "needs scipy: in a clone of the repository, pip install '.[eval]'." in (
+        captured.err if code else captured.out
+    )
+    assert "\neval = [" in Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
