@@ -329,9 +329,10 @@ def _forward_of(plain: type) -> Any:
 
 _DOCUMENTATION = """{plain} with the implicit connection in the layers of config.im_layers.
 
-Parameters, arguments and outputs are {plain}'s, and so are its checkpoints, which from_pretrained loads. In addition
-forward takes output_im_statistics (bool) and the output has, per implicit layer, im_residuals and im_iterations_used,
-(rows,) each: the relative residual of its solve and the iterations used; None unless asked for.
+Parameters, arguments and outputs are {plain}'s, and so are its checkpoints, which from_pretrained loads: forward takes
+input_ids and attention_mask, {shape} int64, or inputs_embeds, and what else {plain} takes. With
+output_im_statistics=True the output has im_residuals and im_iterations_used too, tuples over the implicit layers of
+(rows,) tensors: the relative residual of each solve, and its iterations. They are None unless asked for.
 
 Args:
     config ([`{config}`]): with the fields of the connection.
@@ -365,9 +366,11 @@ class ImplicitPreTrainedModel:
         if "forward" in vars(plain) and cls.__module__ == cls.config_class.model_class.__module__:  # no class of a user
             cls.forward = _forward_of(plain)  # type: ignore[attr-defined]
             cls.implicit_classes[plain] = cls
-            tokens = "(1, 2, 8)" if plain.__name__.endswith("MultipleChoice") else "(2, 8)"  # choices are rows
             names = {"name": cls.__name__, "plain": plain.__name__, "config": cls.config_class.__name__}
-            cls.__doc__ = cls.__doc__ or _DOCUMENTATION.format(**names, tokens=tokens)
+            shapes = {"shape": "(batch, length)", "tokens": "(2, 8)"}
+            if plain.__name__.endswith("MultipleChoice"):  # whose choices are rows
+                shapes = {"shape": "(batch, choices, length)", "tokens": "(1, 2, 8)"}
+            cls.__doc__ = cls.__doc__ or _DOCUMENTATION.format(**names, **shapes)
 
     def __init__(self, config: Any, *args, **kwargs):
         wanted = self.config_class
