@@ -128,7 +128,8 @@ class Pass:
         if self.solved:
             _report_non_finite(torch.stack([solved.to(self.solved[0].device) for solved in self.solved]).all())
         if self.explicit is not None:
-            _report_non_finite(self.explicit.value.detach().sum(dtype=wide(self.explicit.value)).isfinite())
+            value = self.explicit.value.detach()
+            _report_non_finite(torch.linalg.vector_norm(value, dtype=wide(value)) < torch.inf)
 
 
 _unread: dict[torch.device, tuple[int, Tensor]] = {}
