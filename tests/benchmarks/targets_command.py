@@ -12,7 +12,7 @@ from targets import FIELDS, GROUPS, SENTENCE_LENGTH, measure_targets
 
 from imbert_hf.evaluation.cost.command import load_model
 from imbert_hf.evaluation.cost.variants import KEPT
-from imbert_hf.evaluation.data.arguments import add_run_arguments
+from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
 from imbert_hf.evaluation.data.loading import fingerprint, longest_input
 from imbert_hf.evaluation.data.tasks import TASKS
 from imbert_hf.evaluation.report import Journal, Report, at_least, table
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
     parser.add_argument("--data", required=True, help="real text: one sentence a line; with --task, rows of a task")
     parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
+    add_text_column(parser)
     parser.add_argument("--batch", type=int, default=32, help="rows (default: %(default)s)")
     parser.add_argument("--length", type=int, default=64, help="tokens a row, padded to it (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of timing (default: %(default)s)")
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     for name, least in (("batch", 1), ("length", 3), ("repeats", 1)):
         at_least(least, **{f"--{name}": getattr(args, name)})
-    texts = read_texts(args.data, args.task, limit=args.batch, seed=args.seed)
+    texts = read_texts(args.data, args.task, args.text_column, limit=args.batch, seed=args.seed)
     model, tokenizer = load_model(args.model, device=args.device, dtype=args.dtype, seed=args.seed)
     if args.length > (longest := longest_input(model, tokenizer)):
         raise ValueError(f"--length must be at most {longest} for {args.model}, got {args.length}.")

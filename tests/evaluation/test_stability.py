@@ -326,7 +326,7 @@ def test_bad_files(tmp_path):
     for name, limit, message in (
         ("empty.txt", None, "is empty; it must hold one sentence a line"),
         ("none.txt", None, "cannot be read: No such file or directory"),
-        ("rows.jsonl", None, "holds JSON; say with --task"),
+        ("rows.jsonl", None, "is a table; say with --text-column, or --task"),
         ("empty.txt", 0, "max_rows must be an integer >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):

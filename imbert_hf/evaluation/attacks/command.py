@@ -16,9 +16,17 @@ from imbert_hf.evaluation.attacks.embedding import embedding_attack
 from imbert_hf.evaluation.attacks.noise import KINDS, noise
 from imbert_hf.evaluation.attacks.query import QueryAttackResult, query_attack, summarise
 from imbert_hf.evaluation.attacks.report import figure, text
-from imbert_hf.evaluation.data.arguments import add_model_arguments, digest, load_options, numbers, parse_model
+from imbert_hf.evaluation.data.arguments import (
+    add_data_arguments,
+    add_model_arguments,
+    digest,
+    load_options,
+    numbers,
+    parse_model,
+    read_data,
+)
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
-from imbert_hf.evaluation.data.tasks import TASKS, Row, find_task, read_rows
+from imbert_hf.evaluation.data.tasks import Row
 from imbert_hf.evaluation.report import Journal, Keep, Report
 from imbert_hf.evaluation.statistics import accuracy_interval, paired_difference
 
@@ -29,11 +37,10 @@ CHUNK = 64  # rows of a query attack that are kept together
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}")
     parser.add_argument(
         "--model", action="append", required=True, metavar="[NAME=]PATH", help="folder or Hub id; may be repeated"
     )
-    parser.add_argument("--data", required=True, help="JSON lines in GLUE's fields, or a file in AdvGLUE's format")
+    add_data_arguments(parser)
     parser.add_argument(
         "--attack",
         action="append",
@@ -64,10 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
-    task = find_task(args.task)
     kinds = list(dict.fromkeys(args.attack or ["embedding", "character", "noise"]))
-    rows = read_rows(args.data, task, limit=args.max_rows, seed=args.seed)
     specs = [parse_model(text) for text in args.model]
+    task, rows = read_data(args, specs[0].path)
     if len({spec.name for spec in specs}) < len(specs):
         raise ValueError(f"--model names must differ, got {', '.join(spec.name for spec in specs)}.")
     if wrong := [spec for spec in specs if spec.task not in (None, task.name)]:

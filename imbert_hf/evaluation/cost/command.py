@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from imbert_hf import GradientDescent, IMBertForSequenceClassification, IMBertModel
 from imbert_hf.evaluation.cost.settings import Make, cost
 from imbert_hf.evaluation.cost.variants import GRADIENTS, KEPT, SOLVERS, make_variants
-from imbert_hf.evaluation.data.arguments import add_run_arguments
+from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
 from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained, longest_input
 from imbert_hf.evaluation.data.tasks import TASKS
 from imbert_hf.evaluation.report import Journal, Report, at_least, table
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
     parser.add_argument("--data", help="real text: one sentence a line; with --task, rows of a task (default: random)")
     parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
+    add_text_column(parser)
     parser.add_argument("--random", action="store_true", help="random tokens too, beside --data")
     for name, kind, choices, what in (
         ("batch", int, None, "rows"),
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace, journal: Journal, make: Make = make_variants) 
     check(args)
     texts = None
     if args.data is not None:
-        texts = read_texts(args.data, args.task, limit=max(args.batch), seed=args.seed)
+        texts = read_texts(args.data, args.task, args.text_column, limit=max(args.batch), seed=args.seed)
     model, tokenizer = load_model(args.model, device=args.device, dtype=args.dtype, seed=args.seed)
     if max(args.length) > (longest := longest_input(model, tokenizer)):
         raise ValueError(f"--length must be at most {longest} for {args.model}, got {max(args.length)}.")
@@ -118,9 +119,9 @@ def check(args: argparse.Namespace) -> None:
         )
     at_least(1, **{"--repeats": args.repeats})
     at_least(0, **{"--gradient-rows": args.gradient_rows})
-    if args.data is None and (args.task is not None or args.random):
-        option = "--random" if args.task is None else "--task"
-        raise ValueError(f"{option} needs --data; without it the tokens are random.")
+    for option, given in {"--task": args.task, "--text-column": args.text_column, "--random": args.random}.items():
+        if given and args.data is None:
+            raise ValueError(f"{option} needs --data; without it the tokens are random.")
 
 
 def load_model(

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imbert_hf.evaluation.data.tasks import TASKS
-from imbert_hf.evaluation.report import table
+from imbert_hf.evaluation.data.classifier import model_labels
+from imbert_hf.evaluation.data.tables import CELLS, READERS, SPLITS, own_rows, own_task, read_table
+from imbert_hf.evaluation.data.tasks import TASKS, Row, Task, drawn, find_task, read_rows
+from imbert_hf.evaluation.report import at_least, table
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +18,41 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="rows (default: %(default)s)")
     parser.add_argument("--max-length", type=int, help="tokens (default: the model's longest)")
     parser.add_argument("--max-rows", type=int, help="random rows of the data, by --seed (default: all)")
-    parser.add_argument("--label-map", help="such as negative=0,positive=1: the model's outputs by GLUE's labels")
+    parser.add_argument("--label-map", help="such as negative=0,positive=1: the model's outputs by the data's labels")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a checkpoint")
     add_run_arguments(parser, "float32", "bfloat16", "float16")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to evaluate on: a task of GLUE, or a table of one's own."""
+    parser.add_argument("--task", help=f"one of {', '.join(TASKS)}; without it --data is a table of your own")
+    kinds = f"{', '.join([*CELLS, *READERS])}, .txt, a folder of splits or a Hub id"
+    parser.add_argument(
+        "--data", required=True, help=f"{kinds}; with --task, rows in GLUE's fields or AdvGLUE's format"
+    )
+    add_text_column(parser)
+    parser.add_argument("--label-column", default="label", help="of --data (default: %(default)s)")
+    parser.add_argument("--split", help="of a folder or Hub id (default: the first of " + ", ".join(SPLITS) + ")")
+
+
+def add_text_column(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-column", action="several", default=[], help="of --data; give it twice for pairs")
+
+
+def read_data(args: argparse.Namespace, model: str) -> tuple[Task, list[Row]]:
+    """The task that the arguments name, or that the columns and the labels of the checkpoint `model` make, and rows."""
+    if args.task is not None:
+        if args.text_column:
+            raise ValueError("--text-column is of a table of your own; --task has columns and labels of its own.")
+        return (task := find_task(args.task)), read_rows(args.data, task, limit=args.max_rows, seed=args.seed)
+    if not args.text_column:
+        columns = ", ".join(map(repr, read_table(args.data, args.split)[0]))
+        raise ValueError(f"--text-column is missing: it must name one or two columns of {args.data}, of {columns}.")
+    if args.max_rows is not None:
+        at_least(1, max_rows=args.max_rows)
+    labels = model_labels(model, parse_label_map(args.label_map), args.trust_remote_code)
+    task = own_task(args.data, args.text_column, args.label_column, labels)
+    return task, drawn(own_rows(args.data, task, args.split), args.max_rows, args.seed)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *dtypes: str) -> None:
@@ -37,9 +71,8 @@ def parse_label_map(text: str | None) -> dict[str, int] | None:
         pairs = [(name.strip(), int(index)) for name, index in (pair.split("=") for pair in text.split(","))]
     except ValueError:
         raise ValueError(f"--label-map must read like negative=0,positive=1, got {text!r}.") from None
-    known = {label for task in TASKS.values() for label in task.labels}
-    if wrong := [name for name, _ in pairs if name not in known or sum(name == other for other, _ in pairs) > 1]:
-        raise ValueError(f"--label-map must name each label once, of {', '.join(sorted(known))}, got {wrong[0]!r}.")
+    if wrong := [name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1]:
+        raise ValueError(f"--label-map must name each label once, got {wrong[0]!r} twice.")
     return dict(pairs)
 
 

@@ -1,6 +1,5 @@
 """A sequence classifier of Transformers, its labels in GLUE's order, and its predictions."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +8,10 @@ import numpy
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained, longest_input
+from imbert_hf.evaluation.data.loading import fingerprint, first_line, load_pretrained, longest_input
+from imbert_hf.evaluation.data.tables import plain_name
 from imbert_hf.evaluation.data.tasks import Task
 from imbert_hf.evaluation.report import at_least
 
@@ -162,22 +162,25 @@ def load_classifier(
 def align_labels(
     path: str, id2label: dict[int, str], task: Task, label_map: dict[str, int] | None = None
 ) -> tuple[int, ...]:
-    """order[i], the model's output for GLUE's label i, by the names in id2label.
+    """order[i], the model's output for the task's label i, by the names in id2label.
 
     Raises:
         ValueError: another number of labels, names that do not tell, or a label_map that contradicts them.
     """
     names = [id2label[i] for i in sorted(id2label)]
+    if task.own:
+        names = named(path, names, label_map)
     if len(names) != len(task.labels):
         raise ValueError(
             f"model {path} has {len(names)} labels ({', '.join(names)}), and {task.name} has {len(task.labels)} "
             f"({', '.join(task.labels)})."
         )
-    plain = [re.sub("[^a-z0-9]", "", name.lower()) for name in names]
-    known = [re.sub("[^a-z]", "", label) for label in task.labels]
+    plain, known = [plain_name(name) for name in names], [plain_name(label) for label in task.labels]
     found = [[i for i, name in enumerate(plain) if name in {label} | _ALIASES.get(label, set())] for label in known]
     by_name = tuple(i for (i,) in found) if all(len(places) == 1 for places in found) else None
-    if label_map is not None and set(task.labels) <= set(label_map):
+    if names == list(task.labels):  # also where case or punctuation alone tells two of them apart
+        by_name = tuple(range(len(names)))
+    if not task.own and label_map is not None and set(task.labels) <= set(label_map):
         order = tuple(label_map[label] for label in task.labels)
         if sorted(order) != list(range(len(names))):
             raise ValueError(f"label_map must use each of 0 to {len(names) - 1} once, got {label_map}.")
@@ -191,6 +194,30 @@ def align_labels(
             f"say it with --label-map, such as {example}."
         )
     return by_name
+
+
+def named(path: str, names: Sequence[str], label_map: dict[str, int] | None) -> list[str]:
+    """The names of a model's outputs, those of `label_map` (name -> index) in place of the config's."""
+    found = list(names)
+    for name, index in (label_map or {}).items():
+        if not 0 <= index < len(names):
+            raise ValueError(
+                f"--label-map must hold indices from 0 to {len(names) - 1} for {path}, got {name}={index}."
+            )
+        found[index] = name
+    return found
+
+
+def model_labels(path: str, label_map: dict[str, int] | None = None, trust_remote_code: bool = False) -> list[str]:
+    """What the outputs of a single-label classifier are called, in their order."""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # each kind of damage raises its own
+        raise ValueError(f"{path} cannot be loaded as a sequence classifier: {first_line(error)}") from None
+    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+        what = config.problem_type or f"of {config.num_labels} output"
+        raise ValueError(f"{path} must be a classifier of one label out of two or more, got one for {what}.")
+    return named(path, [config.id2label[i] for i in sorted(config.id2label)], label_map)
 
 
 def length_sorted(encodings: Sequence[dict[str, list[int]]], batch_size: int) -> list[list[int]]:

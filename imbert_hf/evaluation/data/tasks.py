@@ -1,7 +1,7 @@
 """The tasks of AdvGLUE, with GLUE's fields and labels, and the rows to evaluate on."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,17 @@ from imbert_hf.evaluation.report import at_least
 
 @dataclass(frozen=True)
 class Task:
-    """A task of GLUE: its text fields, and the names of its labels in the order of GLUE's integers."""
+    """A task: its text fields, and the names of its labels in the order of the data's integers, GLUE's or a model's."""
 
     name: str
     fields: tuple[str, ...]
     labels: tuple[str, ...]
+    label_column: str = "label"
+
+    @property
+    def own(self) -> bool:
+        """Whether it is none of GLUE's, but of a table of the user's."""
+        return self is not TASKS.get(self.name)
 
 
 _NLI = ("entailment", "neutral", "contradiction")
@@ -78,10 +84,14 @@ def read_rows(data: str | Path, task: Task, *, limit: int | None = None, seed: i
     rows = [_row(place, row, task) for place, row in found]
     if not rows:
         raise ValueError(f"{data} holds no row of {task.name}.")
-    if limit is not None and limit < len(rows):
-        kept = numpy.random.default_rng(seed).choice(len(rows), limit, replace=False)
-        rows = [rows[i] for i in sorted(kept)]
-    return rows
+    return drawn(rows, limit, seed)
+
+
+def drawn(rows: Sequence[Any], limit: int | None, seed: int) -> list[Any]:
+    """`limit` of the rows, drawn with `seed` and kept in their order; None: all."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    return [rows[i] for i in sorted(numpy.random.default_rng(seed).choice(len(rows), limit, replace=False))]
 
 
 def _from_hub(task: Task) -> Iterable[tuple[str, Any]]:

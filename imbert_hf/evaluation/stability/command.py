@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from transformers import AutoConfig
 
 from imbert_hf import IMBertModel
-from imbert_hf.evaluation.data.arguments import add_run_arguments
+from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
 from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained
-from imbert_hf.evaluation.data.tasks import TASKS, find_task, read_rows
+from imbert_hf.evaluation.data.tables import CELLS, READERS, own_texts
+from imbert_hf.evaluation.data.tasks import TASKS, drawn, find_task, read_rows
 from imbert_hf.evaluation.report import Journal, Report, at_least, percent, table
 from imbert_hf.evaluation.stability.layers import THETAS, stability
 from imbert_hf.evaluation.stability.spectrum import stability_function
@@ -26,8 +27,11 @@ COLOURS = ("tab:red", "tab:orange", "tab:blue")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
-    parser.add_argument("--data", required=True, help="a text file, one sentence a line; with --task, rows of a task")
+    parser.add_argument(
+        "--data", required=True, help="a text file, one sentence a line; with --task or --text-column, a table"
+    )
     parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
+    add_text_column(parser)
     parser.add_argument("--max-rows", type=int, default=8, help="random ones, by --seed (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=128, help="tokens (default: %(default)s)")
     parser.add_argument(
@@ -45,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
-    texts = read_texts(args.data, args.task, limit=args.max_rows, seed=args.seed)
+    texts = read_texts(args.data, args.task, args.text_column, limit=args.max_rows, seed=args.seed)
     model, tokenizer = load_encoder(args.model, device=args.device, dtype=args.dtype)
     names = ("radius", "directions", "restarts", "steps", "eigenvalues", "iterations", "max_length", "seed")
     options = {name: getattr(args, name) for name in names}
@@ -71,13 +75,18 @@ def load_encoder(path: str, *, device: str = "cpu", dtype: str = "float32") -> t
 
 
 def read_texts(
-    data: str | Path, task: str | None = None, *, limit: int | None = None, seed: int = 0
+    data: str | Path,
+    task: str | None = None,
+    columns: Sequence[str] = (),
+    *,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> Sequence[str | tuple[str, ...]]:
-    """The sentences of a plain text file, one a line, or the text fields of a task's rows.
+    """The sentences of a plain text file, one a line, or the texts of a task's rows or of a table's columns.
 
     Args:
-        data: the file; with a task, whatever `tasks.read_rows` reads.
-        task: name of a task; None: `data` is plain text.
+        data: the file; with a task, whatever `tasks.read_rows` reads, with columns, `tables.read_table`.
+        task, columns: name of a task; text columns of a table. Without either `data` is plain text.
         limit: keep that many, drawn with `seed` and kept in the file's order; None: all.
 
     Raises:
@@ -88,18 +97,18 @@ def read_texts(
         return [row.texts if len(row.texts) > 1 else row.texts[0] for row in rows]
     if limit is not None:
         at_least(1, max_rows=limit)
+    if columns:
+        return drawn([texts if len(texts) > 1 else texts[0] for texts in own_texts(str(data), columns)], limit, seed)
     path = Path(data)
-    if path.suffix in (".json", ".jsonl"):
-        raise ValueError(f"{data} holds JSON; say with --task which task's texts to read from it.")
+    if path.suffix in (*CELLS, *READERS):
+        raise ValueError(f"{data} is a table; say with --text-column, or --task, which of its columns hold texts.")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{data} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if not lines:
         raise ValueError(f"{data} is empty; it must hold one sentence a line.")
-    if limit is None or limit >= len(lines):
-        return lines
-    return [lines[i] for i in sorted(numpy.random.default_rng(seed).choice(len(lines), limit, replace=False))]
+    return drawn(lines, limit, seed)
 
 
 def summarise(data: dict[str, Any]) -> dict[str, Any]:
