@@ -17,6 +17,7 @@ import imbert_hf
 from imbert_hf.evaluation.advglue import command as advglue
 from imbert_hf.evaluation.attacks import command as attack
 from imbert_hf.evaluation.cards import command as card
+from imbert_hf.evaluation.check import command as check
 from imbert_hf.evaluation.cost import command as cost
 from imbert_hf.evaluation.report import (
     STANDARD_OUTPUT,
@@ -33,6 +34,7 @@ from imbert_hf.evaluation.stability import command as stability
 
 
 COMMANDS = {
+    "check": check,
     "advglue": advglue,
     "attack": attack,
     "stability": stability,

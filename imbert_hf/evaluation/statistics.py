@@ -67,15 +67,16 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def paired_difference(seeds: Sequence[tuple[ArrayLike, ArrayLike]], seed: int = 0) -> dict[str, Any]:
-    """The accuracy of a minus that of b, from which of the same n rows each has right, seed by seed.
+    """The accuracy of a minus that of b, from the rows that each has right, or what share of each row, seed by seed.
 
     Returns:
-        difference; ci95, of paired_bootstrap; mcnemar_p, None with several seeds; resolved: ci95 excludes 0, and
-        mcnemar_p, where there is one, is below 0.05, since the bootstrap of a handful of rows excludes 0 too easily.
+        difference; ci95, of paired_bootstrap; mcnemar_p, None with several seeds or shares; resolved: ci95 excludes
+        0, and mcnemar_p, where there is one, is below 0.05, since the bootstrap of few rows excludes 0 too easily.
     """
     differences = numpy.array([numpy.asarray(a, dtype=float) - numpy.asarray(b, dtype=float) for a, b in seeds])
     low, high = paired_bootstrap(differences, seed=seed)
-    p = mcnemar(*seeds[0]) if len(seeds) == 1 else None
+    binary = len(seeds) == 1 and all(numpy.isin(side, (0, 1)).all() for side in seeds[0])
+    p = mcnemar(*seeds[0]) if binary else None
     return {
         "difference": float(differences.mean()),
         "ci95": [low, high],

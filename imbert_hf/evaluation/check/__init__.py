@@ -1,0 +1,1 @@
+"""Does a classifier hold up? `imbert-eval check`."""

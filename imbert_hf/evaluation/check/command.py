@@ -1,0 +1,165 @@
+"""Does a classifier hold up? Accuracy on clean text, under natural noise and under two attacks, with intervals; of
+several models the paired differences too. The one command to begin with.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy
+from matplotlib.figure import Figure
+
+from imbert_hf.evaluation.check.measures import (
+    ATTACKS,
+    MEASURES,
+    NOISE,
+    RADIUS,
+    Found,
+    Rows,
+    choose_rows,
+    measure_model,
+)
+from imbert_hf.evaluation.data.arguments import (
+    add_data_arguments,
+    add_model_arguments,
+    digest,
+    interval,
+    load_options,
+    parse_model,
+    read_data,
+)
+from imbert_hf.evaluation.data.classifier import load_classifier
+from imbert_hf.evaluation.data.tasks import drawn
+from imbert_hf.evaluation.report import Journal, Report, table
+from imbert_hf.evaluation.statistics import paired_difference
+
+
+HELP = "does a classifier hold up? noise and attacks in one table"
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", action="append", required=True, metavar="[NAME=]PATH", help="folder or Hub id; may be repeated"
+    )
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--budget", default="5m", help="of time, such as 90s, 2m or 1h: so many rows are drawn (default: %(default)s)"
+    )
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace, journal: Journal) -> Report:
+    seconds = parse_budget(args.budget)
+    specs = [parse_model(text) for text in args.model]
+    if len({spec.name for spec in specs}) < len(specs):
+        raise ValueError(f"--model names must differ, got {', '.join(spec.name for spec in specs)}.")
+    task, rows = read_data(args, specs[0].path)
+    classifiers = [load_classifier(spec.path, task, name=spec.name, **load_options(args)) for spec in specs]
+    options: dict[str, Any] = {"seed": args.seed, "batch_size": args.batch_size}
+    key = {"check": "rows", "of": [c.key() for c in classifiers], "rows": digest(rows), "seconds": seconds, **options}
+    n, m = journal.part(key, lambda: choose_rows(classifiers, rows, seconds, **options))
+    asked = drawn(rows, n, args.seed)
+    chosen = Rows(asked, drawn(asked, m, args.seed))
+    found = {c.name: measure_model(c, chosen, journal, progress=not args.quiet, **options) for c in classifiers}
+    data: dict[str, Any] = {
+        "results": [result(name, of_model, len(asked)) for name, of_model in found.items()],
+        "comparisons": compare(found, args.seed),
+        "rows": {"of": len(rows), "asked": n, "attacked": m},
+        "task": task.name,
+    }
+    return Report(data, text(data), lambda: figure(data))
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of 90s, 2m or 1h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise ValueError(f"--budget must be a time such as 90s, 2m or 1h, got {text!r}.")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def result(name: str, found: Found, n: int) -> dict[str, Any]:
+    """The entry of one model in the JSON."""
+    measured = {measure: found.entry(measure) for measure in MEASURES}
+    rest = {"reasons": found.reasons, "warnings": found.warnings}
+    return {"model": name, "n": n, "macro_f1": found.macro_f1, **measured, **rest}
+
+
+def compare(found: dict[str, Found], seed: int) -> list[dict[str, Any]]:
+    """The differences of each two models in whatever was measured of both, paired by row."""
+    return [
+        {
+            "a": a,
+            "b": b,
+            "measure": measure,
+            **paired_difference([(found[a].right[measure], found[b].right[measure])], seed),
+        }
+        for a, b in combinations(found, 2)
+        for measure in MEASURES
+        if measure in found[a].right and measure in found[b].right
+    ]
+
+
+def text(data: dict[str, Any]) -> str:
+    """The table, what it leaves out, and in words what is resolved."""
+    rows = data["rows"]
+    counts = f"{rows['asked']} of {rows['of']} rows of {data['task']}, {rows['attacked']} of them attacked"
+    parts = [f"{counts}; accuracy, percent", table([columns(entry) for entry in data["results"]])]
+    kinds = ", ".join(f"{kind} {strength:g}" for kind, strength in NOISE.items())
+    parts.append(
+        f"In brackets 95 % intervals. noise: mean over {kinds}; worst: right on clean text and under each of these; "
+        "characters: after edits found by queries; embedding: after a gradient attack that moves the words' "
+        f"embeddings by {100 * RADIUS:g} %."
+    )
+    for entry in data["results"]:
+        name = entry["model"]
+        parts += [f"Not measured of {name}: {measure} ({why})." for measure, why in entry["reasons"].items()]
+        parts += [f"Warning: the embedding attack on {name} may be weak: {why}." for why in entry["warnings"]]
+    pairs = dict.fromkeys((c["a"], c["b"]) for c in data["comparisons"])
+    parts += [verdict([c for c in data["comparisons"] if (c["a"], c["b"]) == pair]) for pair in pairs]
+    return "\n\n".join(parts)
+
+
+def columns(entry: dict[str, Any]) -> dict[str, Any]:
+    shown = {"model": entry["model"], "macro F1": f"{100 * entry['macro_f1']:.1f}"}
+    return shown | {name: entry[name] and interval(entry[name]["accuracy"], entry[name]["ci95"]) for name in MEASURES}
+
+
+def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
+    """Which differences of two models are resolved, in words."""
+    a, b = comparisons[0]["a"], comparisons[0]["b"]
+    said = []
+    for better, worse, sign in ((a, b, 1), (b, a, -1)):
+        won = [c for c in comparisons if c["resolved"] and sign * c["difference"] > 0]
+        if won:
+            gains = ", ".join(f"{c['measure']} ({100 * abs(c['difference']):.1f} points)" for c in won)
+            said.append(f"Resolved: {better} is better than {worse} in {gains}.")
+    if open_ones := [c["measure"] for c in comparisons if not c["resolved"]]:
+        said.append(f"Not resolved between {a} and {b}: {', '.join(open_ones)}.")
+    return " ".join(said)
+
+
+def figure(data: dict[str, Any]) -> Figure:
+    """A group of bars a measure, a bar a model, with its interval."""
+    results = data["results"]
+    picture = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = picture.subplots()
+    width = 0.8 / len(results)
+    for k, entry in enumerate(results):
+        measured = [(i, entry[name]) for i, name in enumerate(MEASURES) if entry[name]]
+        x = numpy.array([i + (k - (len(results) - 1) / 2) * width for i, _ in measured])
+        height = numpy.array([100 * found["accuracy"] for _, found in measured])
+        low, high = numpy.array([[100 * end for end in found["ci95"]] for _, found in measured]).T
+        axes.bar(x, height, 0.9 * width, label=entry["model"], color=f"C{k}")
+        axes.errorbar(x, height, [(height - low).clip(0), (high - height).clip(0)], fmt="none", ecolor="0.2", capsize=3)
+    axes.set_xticks(range(len(MEASURES)), [f"{m}\n(attack)" if m in ATTACKS else m for m in MEASURES])
+    axes.set(ylabel="accuracy, percent", ylim=(0, 100))
+    rows = data["rows"]
+    axes.set_title(
+        f"{data['task']}: {rows['asked']} rows, {rows['attacked']} attacked; bars: 95 % intervals", fontsize=10
+    )
+    picture.legend(loc="outside lower center", ncols=min(len(results), 4), fontsize=9)
+    return picture

@@ -1,0 +1,135 @@
+"""The five measures of `imbert-eval check`, and how many rows a budget of time pays for."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy
+from sklearn.metrics import f1_score
+
+from imbert_hf.evaluation.attacks.candidates import CharacterEdits
+from imbert_hf.evaluation.attacks.embedding import embedding_attack
+from imbert_hf.evaluation.attacks.noise import noise
+from imbert_hf.evaluation.attacks.query import query_attack
+from imbert_hf.evaluation.data.arguments import digest
+from imbert_hf.evaluation.data.classifier import Classifier, predict
+from imbert_hf.evaluation.data.loading import first_line
+from imbert_hf.evaluation.data.tasks import Row, drawn
+from imbert_hf.evaluation.report import Journal
+from imbert_hf.evaluation.statistics import accuracy_interval, paired_bootstrap
+
+
+MEASURES = ("clean", "noise", "worst", "characters", "embedding")
+ATTACKS = ("characters", "embedding")  # which take a hundred times as long a row
+NOISE = {"keyboard": 0.4, "swap": 0.4, "deletion": 0.4, "clause": 0.5}  # kind -> strength
+RADIUS = 0.02  # of the embedding attack, relative to the embeddings
+LEAST = 8  # rows
+
+
+class Rows(NamedTuple):
+    """The rows that are asked, and those of them that are attacked."""
+
+    asked: list[Row]
+    attacked: list[Row]
+
+
+@dataclass
+class Found:
+    """What was measured of one model.
+
+    Attributes:
+        right: measure -> of each row whether it is right, or the share of noisy variants in which it is.
+        reasons: measure -> why it could not be measured.
+        warnings: of the masking checks of the embedding attack.
+        macro_f1: on the clean text.
+    """
+
+    right: dict[str, list[float]]
+    reasons: dict[str, str]
+    warnings: list[str]
+    macro_f1: float
+
+    def entry(self, measure: str) -> dict[str, Any] | None:
+        """accuracy, ci95 and n; None where it was not measured."""
+        if measure not in self.right:
+            return None
+        values = self.right[measure]
+        interval = paired_bootstrap(values) if measure == "noise" else accuracy_interval(values)
+        return {"accuracy": float(numpy.mean(values)), "ci95": interval, "n": len(values)}
+
+
+def measure_model(
+    classifier: Classifier, rows: Rows, journal: Journal, *, seed: int, batch_size: int, progress: bool
+) -> Found:
+    """All five; a measure that a model does not allow has a reason instead, and the others go on."""
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    about = {"check": 1, "of": classifier.key(), "seed": seed, "batch_size": batch_size}
+
+    def keep(key: dict[str, Any], compute: Callable[[], Any], of: Sequence[Row] = rows.asked) -> Any:
+        return journal.part({**about, "rows": digest(of), **key}, compute)
+
+    gold = [row.label for row in rows.asked]
+    texts = [row.texts for row in rows.asked]
+    labels = keep({"clean": 0}, lambda: predict(classifier, texts, residuals="none", **options).labels.tolist())
+    clean = [float(a == b) for a, b in zip(labels, gold, strict=True)]
+    variants = [
+        noise(classifier, rows.asked, kinds=[kind], strengths=[strength], seed=seed, keep=keep, **options)[0]["right"]
+        for kind, strength in NOISE.items()
+    ]
+    right = {"clean": clean, "noise": numpy.mean(variants, axis=0).tolist()}
+    right["worst"] = numpy.min([clean, *variants], axis=0).astype(float).tolist()
+    found = Found(right, {}, [], float(f1_score(gold, labels, average="macro", zero_division=0.0)))
+    attacks = {"characters": _characters, "embedding": _embedding}
+    for name, attack in attacks.items():
+        try:
+            survived, warnings = keep(
+                {"attack": name}, partial(attack, classifier, rows.attacked, seed, options), rows.attacked
+            )
+        except Exception as error:  # of a model whose forward is another than the attack needs
+            found.reasons[name] = first_line(error).rstrip(".")
+        else:
+            found.right[name] = [float(right) for right in survived]
+            found.warnings += warnings
+    return found
+
+
+def _characters(classifier: Classifier, rows: list[Row], seed: int, options: dict[str, Any]) -> tuple[list, list]:
+    results = query_attack(classifier, rows, candidates=CharacterEdits(seed=seed), **options)
+    return [r.before == r.label == r.after for r in results], []
+
+
+def _embedding(classifier: Classifier, rows: list[Row], seed: int, options: dict[str, Any]) -> tuple[list, list]:
+    found = embedding_attack(classifier, rows, radii=[RADIUS], **options)
+    return found["curve"][0]["right"], [c["message"] for c in found["checks"] if c["passed"] is False]
+
+
+def choose_rows(
+    classifiers: Sequence[Classifier], rows: Sequence[Row], seconds: float, *, seed: int, batch_size: int
+) -> tuple[int, int]:
+    """How many rows to ask and how many to attack, so that all of it takes about as many seconds, at least LEAST each.
+
+    A few rows are measured beforehand. Half of the time is for the attacks, and more where all rows are asked in less.
+    """
+    sample = drawn(rows, LEAST, seed)
+    texts = [sample[i % len(sample)].texts for i in range(batch_size)]
+    asked = attacked = 0.0  # seconds a row, of all models
+    for classifier in classifiers:
+        predict(classifier, texts[:1], residuals="none")  # the first call prepares what the others find
+        asked += _seconds(partial(predict, classifier, texts, residuals="none")) / len(texts)
+        for attack in (_characters, _embedding):
+            with contextlib.suppress(Exception):  # it will not be made
+                made = partial(attack, classifier, sample, seed, {"batch_size": batch_size})
+                attacked += _seconds(made) / len(sample)
+    asked *= 2 + len(NOISE)  # the clean text for its labels, and beside its noisy variants
+    n = min(len(rows), max(LEAST, int(seconds / 2 / asked)))
+    left = max(seconds - n * asked, 0.0)
+    return n, min(n, max(LEAST, int(left / attacked) if attacked else n))
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
