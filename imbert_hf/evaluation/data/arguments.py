@@ -50,7 +50,7 @@ def read_data(args: argparse.Namespace, model: str) -> tuple[Task, list[Row]]:
         raise ValueError(f"--text-column is missing: it must name one or two columns of {args.data}, of {columns}.")
     if args.max_rows is not None:
         at_least(1, max_rows=args.max_rows)
-    labels = model_labels(model, parse_label_map(args.label_map), args.trust_remote_code)
+    labels = model_labels(model, parse_label_map(args.label_map, own=True), args.trust_remote_code)
     task = own_task(args.data, args.text_column, args.label_column, labels)
     return task, drawn(own_rows(args.data, task, args.split), args.max_rows, args.seed)
 
@@ -63,23 +63,26 @@ def add_run_arguments(parser: argparse.ArgumentParser, *dtypes: str) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def parse_label_map(text: str | None) -> dict[str, int] | None:
-    """ "negative=0,positive=1" as a dictionary."""
+def parse_label_map(text: str | None, own: bool = False) -> dict[str, int] | None:
+    """ "negative=0,positive=1" as a dictionary; of GLUE's labels, or of those of one's own data."""
     if text is None:
         return None
     try:
         pairs = [(name.strip(), int(index)) for name, index in (pair.split("=") for pair in text.split(","))]
     except ValueError:
         raise ValueError(f"--label-map must read like negative=0,positive=1, got {text!r}.") from None
-    if wrong := [name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1]:
-        raise ValueError(f"--label-map must name each label once, got {wrong[0]!r} twice.")
+    known = {name for name, _ in pairs} if own else {label for task in TASKS.values() for label in task.labels}
+    if wrong := [name for name, _ in pairs if name not in known or sum(name == other for other, _ in pairs) > 1]:
+        of = "" if own else f", of {', '.join(sorted(known))}"
+        raise ValueError(f"--label-map must name each label once{of}, got {wrong[0]!r}.")
     return dict(pairs)
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """What load_classifier takes of the arguments above."""
     names = ("max_length", "trust_remote_code", "device", "dtype")
-    return {"label_map": parse_label_map(args.label_map)} | {name: getattr(args, name) for name in names}
+    own = bool(getattr(args, "text_column", None))
+    return {"label_map": parse_label_map(args.label_map, own)} | {name: getattr(args, name) for name in names}
 
 
 def numbers(option: str, text: str) -> list[float]:
