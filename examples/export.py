@@ -1,0 +1,153 @@
+"""Writes a fine-tuned classifier for deployment: as the family's own model, or as ONNX, also with int8 weights.
+
+    pip install onnxruntime onnxscript                     # for onnx and onnx-int8
+
+    python examples/export.py my-imbert --to plain --output my-bert
+    python examples/export.py my-imbert --to onnx --output my-onnx
+    python examples/export.py my-imbert --to onnx-int8 --output my-int8
+
+`plain` is what model.to_plain() gives: the same weights without the connection, which no longer solves anything.
+`onnx` keeps the connection, with fixed_point and anderson; rows and tokens are free. The logits of both sides are
+compared on sentences of several lengths, and what was found is printed, with the sizes. Nothing is left behind where
+an export fails.
+
+It exits with 0 when done, with 1 where an export failed, and with 2 for wrong arguments.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import imbert_hf  # noqa: F401 - registers IM-BERT with the Auto classes
+
+
+TEXTS = [
+    "A good film.",
+    "not a bda film, but a long one",
+    "It is what it is, and that is all there is to say about it.",
+]
+Inputs = dict[str, Tensor]
+
+
+class Logits(nn.Module):
+    """(rows, tokens) inputs, in the order of `names`, to (rows, labels)."""
+
+    def __init__(self, model: Any, names: list[str]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+
+
+def to_plain(model: Any, tokenizer: Any, folder: Path) -> Callable[[Inputs], Tensor]:
+    plain = model.to_plain()
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    return lambda inputs: loaded(**inputs).logits
+
+
+def to_onnx(model: Any, tokenizer: Any, folder: Path, int8: bool = False) -> Callable[[Inputs], Tensor]:
+    import onnxruntime
+
+    example = tokenizer(TEXTS[:2], padding=True, return_tensors="pt")
+    names, file = list(example), folder / "model.onnx"
+    sizes = {0: torch.export.Dim("rows", min=1, max=4096), 1: torch.export.Dim("tokens", min=2, max=_longest(model))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own exporter
+        torch.onnx.export(
+            Logits(model, names),
+            tuple(example.values()),
+            file,
+            dynamo=True,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_shapes={"inputs": tuple(sizes for _ in names)},
+            external_data=False,
+            verbose=False,
+        )
+    if int8:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        level = logging.getLogger().level
+        logging.getLogger().setLevel(logging.ERROR)  # it recommends a preprocessing that fails on dynamic sizes
+        quantize_dynamic(file, folder / "int8.onnx", weight_type=QuantType.QInt8)
+        logging.getLogger().setLevel(level)
+        os.replace(folder / "int8.onnx", file)
+    tokenizer.save_pretrained(folder)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda inputs: torch.from_numpy(session.run(None, {name: inputs[name].numpy() for name in names})[0])
+
+
+def _longest(model: Any) -> int:
+    return model.config.max_position_embeddings - 2  # RoBERTa counts positions from 2
+
+
+EXPORTS: dict[str, Callable[..., Callable[[Inputs], Tensor]]] = {
+    "plain": to_plain,
+    "onnx": to_onnx,
+    "onnx-int8": partial(to_onnx, int8=True),
+}
+
+
+def compare(model: Any, exported: Callable[[Inputs], Tensor], tokenizer: Any) -> tuple[float, int, int]:
+    """The largest difference of a logit, and of how many of the rows the label is the same."""
+    largest, same, rows = 0.0, 0, 0
+    with torch.no_grad():
+        for texts in ([text] for text in TEXTS), [TEXTS]:
+            for batch in texts:
+                inputs = tokenizer(batch, padding=True, return_tensors="pt")
+                ours, theirs = model(**inputs).logits, exported(inputs)
+                largest = max(largest, (ours - theirs).abs().max().item())
+                same, rows = same + int((ours.argmax(1) == theirs.argmax(1)).sum()), rows + len(batch)
+    return largest, same, rows
+
+
+def megabytes(folder: Path) -> float:
+    weights = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".onnx", ".data")]
+    return sum(path.stat().st_size for path in weights) / 1e6
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, metavar="FOLDER", help="of a sequence classifier")
+    parser.add_argument("--to", required=True, choices=list(EXPORTS))
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="which is not there yet")
+    args = parser.parse_args(argv)
+    if not (args.model / "config.json").is_file():
+        parser.error(f"{args.model} must be a folder with a config.json.")
+    if args.output.exists() or not args.output.resolve().parent.is_dir():
+        parser.error(f"--output must name a folder that is not there yet, in one that is, got {args.output}.")
+    model = AutoModelForSequenceClassification.from_pretrained(args.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    if args.to == "plain" and not hasattr(model, "to_plain"):
+        parser.error(f"{args.model} holds a {type(model).__name__}, which is plain already.")
+    with tempfile.TemporaryDirectory(dir=args.output.resolve().parent, prefix=".export") as part:
+        folder = Path(part) / args.output.name
+        folder.mkdir()
+        try:
+            exported = EXPORTS[args.to](model, tokenizer, folder)
+        except Exception as error:  # of torch's exporter, or a package that is not installed
+            sys.exit(f"export.py: {args.to} failed: {' '.join(str(error).split())[-300:]}")
+        largest, same, rows = compare(model, exported, tokenizer)
+        os.replace(folder, args.output)
+    print(f"{args.output}: {megabytes(args.output):.1f} MB of weights, from {megabytes(args.model):.1f} MB.")
+    print(f"Logits differ by at most {largest:.2g}; {same} of {rows} labels are the same.")
+    if args.to == "plain":
+        print("The plain model solves nothing: measure it again before you use it.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""examples/export.py: what it writes, loaded again, gives the logits that it says; a failure leaves nothing behind."""
+
+import json
+
+import export
+import pytest
+import torch
+from classifiers import bert, imbert, save, tokenizer
+from transformers import AutoModelForSequenceClassification
+
+from imbert_hf import IMBertForSequenceClassification
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save(tmp_path / "im-bert", imbert(num_hidden_layers=1))
+
+
+def test_plain(folder, tmp_path, capsys):
+    out = tmp_path / "plain"
+    export.main([folder, "--to", "plain", "--output", str(out)])
+    assert "auto_map" not in json.loads((out / "config.json").read_text())
+    assert not list(out.glob("*.py"))
+    model = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    assert type(model).__name__ == "BertForSequenceClassification"
+    ours = IMBertForSequenceClassification.from_pretrained(folder).eval()
+    inputs = tokenizer()("w1 w2 w3", return_tensors="pt")
+    ours.config.im_layers = []
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, ours(**inputs).logits)
+    shown = capsys.readouterr().out
+    assert "6 labels are the same" in shown
+    assert "measure it again" in shown
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(("kind", "within"), [("onnx", 1e-4), ("onnx-int8", 0.2)])
+def test_onnx(folder, kind, within, tmp_path, capsys):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    out = tmp_path / "onnx"
+    export.main([folder, "--to", kind, "--output", str(out)])
+    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", "tokenizer.json", "tokenizer_config.json"]
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    model = IMBertForSequenceClassification.from_pretrained(folder).eval()
+    largest = 0.0
+    for texts in (["w1"], ["w1 w2 w3 w4 w5", "w6", "w7 w8"]):
+        inputs = tokenizer()(texts, padding=True, return_tensors="pt")
+        (found,) = session.run(["logits"], {name: value.numpy() for name, value in inputs.items()})
+        with torch.no_grad():
+            largest = max(largest, (torch.from_numpy(found) - model(**inputs).logits).abs().max().item())
+    assert 0 < largest < within
+    assert "Logits differ by at most" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_failure_is_one_sentence_and_leaves_nothing(tmp_path):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    folder = save(tmp_path / "im-bert", imbert(num_hidden_layers=1, im_solver="gradient_descent"))
+    with pytest.raises(SystemExit, match=r"onnx failed: .*use 'fixed_point' or 'anderson'") as error:
+        export.main([folder, "--to", "onnx", "--output", str(tmp_path / "onnx")])
+    assert len(str(error.value).splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["im-bert"]
+
+
+def test_wrong_arguments(folder, tmp_path, capsys):
+    plain = save(tmp_path / "bert", bert())
+    for words, message in (
+        ([str(tmp_path), "--to", "plain", "--output", "x"], "must be a folder with a config.json"),
+        ([folder, "--to", "plain", "--output", folder], "--output must name a folder that is not there yet"),
+        ([plain, "--to", "plain", "--output", str(tmp_path / "x")], "holds a BertForSequenceClassification"),
+        ([folder, "--to", "gguf", "--output", "x"], "invalid choice: 'gguf'"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            export.main(words)
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
