@@ -1,4 +1,4 @@
-"""examples/study.py and its report on a tiny BERT and made-up rows: what is kept, gone on with, and rendered."""
+"""examples/study and its report on a tiny BERT and made-up rows: what is kept, gone on with, and rendered."""
 
 import json
 import os
@@ -41,8 +41,8 @@ README = "Before.\n\n<!-- study: main -->\nold\n<!-- /study -->\n\nAfter.\n"
 @pytest.fixture(scope="module")
 def study():
     """The modules of the study: plan, stages, report and the script."""
-    study = import_module("study")
-    study.plan, study.stages, study.report = (import_module(f"study_{name}") for name in ("plan", "stages", "report"))
+    study = import_module("study.run")
+    study.plan, study.stages, study.report = (import_module(f"study.{name}") for name in ("plan", "stages", "report"))
     return study
 
 
@@ -109,7 +109,7 @@ def model(tmp_path_factory):
 
 
 def start(plan, data, model, runs, *more):
-    command = [sys.executable, str(EXAMPLES / "study.py"), str(plan), "--data", str(data), "--runs", str(runs)]
+    command = [sys.executable, str(EXAMPLES / "study"), "run", str(plan), "--data", str(data), "--runs", str(runs)]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([*command, "--model", model, *more], capture_output=True, text=True, env=env, check=False)
 
@@ -400,7 +400,7 @@ def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs
 
 def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study):
     """Its names are hashes of what it says, and the defaults come from it."""
-    for name, model in study.plan.read_plan(EXAMPLES / "study.yaml")["models"].items():
+    for name, model in study.plan.read_plan(EXAMPLES / "study/plan.yaml")["models"].items():
         plain = model.get("connection") in ("bert", "ex-bert")  # the latter in all layers, whatever the default
         of_implicit = model.get("of", model.get("teacher", "BERT")) != "BERT"
         assert plain or of_implicit or model.get("preset") == "paper" or "im_layers" in model, name
@@ -411,7 +411,7 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
     monkeypatch.chdir(EXAMPLES.parent)
     shutil.copy(kept / "README.md", tmp_path)
     words = ["--output", tmp_path / "study.md", "--readme", tmp_path / "README.md"]
-    study.report.main(["examples/study.yaml", "--runs", "model_cards/runs", *map(str, words)])
+    study.report.main(["examples/study/plan.yaml", "--runs", "model_cards/runs", *map(str, words)])
     number = re.compile(r"\d+\.\d+")
     for name in ("study.md", "README.md"):
         texts = [folder.joinpath(name).read_text() for folder in (tmp_path, kept)]
@@ -421,7 +421,7 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
             last = 10.0 ** -len(b.partition(".")[2])  # where another numpy rounds otherwise
             assert float(a) == pytest.approx(float(b), rel=0, abs=1.01 * last)
     assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in kept.glob("*.png")}
-    named = {f"{run.name}.json" for run in study.plan.runs_of(study.plan.read_plan(Path("examples/study.yaml")))}
+    named = {f"{run.name}.json" for run in study.plan.runs_of(study.plan.read_plan(Path("examples/study/plan.yaml")))}
     assert {path.name for path in (kept / "runs").iterdir()} <= named  # none that no table shows
 
 
@@ -484,7 +484,7 @@ def test_a_wrong_plan_is_one_sentence(change, sentence, study, data, tmp_path):
     path.write_text(change)
     with pytest.raises(SystemExit) as stop:
         study.main([str(path), "--data", str(data), "--runs", str(tmp_path / "runs")])
-    assert str(stop.value).startswith(f"study.py: error: {path}")
+    assert str(stop.value).startswith(f"study run: error: {path}")
     assert sentence in str(stop.value)
     assert "\n" not in str(stop.value)
     assert not (tmp_path / "runs").exists()

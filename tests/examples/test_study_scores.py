@@ -1,4 +1,4 @@
-"""What the tables of examples/study.py make of rows whose scores are known."""
+"""What the tables of examples/study make of rows whose scores are known."""
 
 import re
 from importlib import import_module
@@ -13,7 +13,7 @@ pytest.importorskip("tabulate")
 
 @pytest.fixture(scope="module")
 def tables():
-    return import_module("study_tables")
+    return import_module("study.tables")
 
 
 def kept_of(clean, problem=None, **more):
@@ -85,7 +85,7 @@ RIGHT = {"sst2": 10, "qqp": 8, "mnli": 9, "qnli": 7, "rte": 6}  # of 20, by mode
 @pytest.fixture
 def scored(tmp_path):
     """A plan with runs but those absent: b has two rows more right than a, each seed as many more as its number."""
-    plan_of = import_module("study_plan")
+    plan_of = import_module("study.plan")
     part = {"seeds": [0, 1, 2, 3], "models": ["a", "b", "d"], "stages": ["test"]}
     parts = {"one": part | {"tasks": ["sst2"]}, "rest": part | {"tasks": ["qqp", "mnli", "qnli", "rte"]}}
     models = {"a": {"x": 0}, "b": {"x": 1}, "d": {"x": 2}}
@@ -99,7 +99,7 @@ def scored(tmp_path):
 
 def test_the_score_over_all_tasks(scored):
     """Tasks weigh the same whatever their seeds, and MNLI's sets the same; QQP's is the mean of accuracy and F1."""
-    table, cells, apart = import_module("study_advglue").score_table(scored[0], "all", scored[1])
+    table, cells, apart = import_module("study.advglue").score_table(scored[0], "all", scored[1])
     head, _, a, b, d, frequent = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
     assert head == ["", "seeds", "clean", "noise", "embedding", "AdvGLUE", "official"]
     seeds_a, seeds_b, last_b = 5 / 3, 4 / 3, 3 / 2  # means of the seeds' numbers
@@ -129,7 +129,7 @@ def test_one_seed_of_any_task_resolves_nothing(tables):
 
 def test_no_score_without_the_first_model_or_another(scored):
     plan, folder = scored
-    score_table = import_module("study_advglue").score_table
+    score_table = import_module("study.advglue").score_table
     for names, shown in ((["a", "b"], True), (["a", "d"], False), (["d", "a", "b"], False), (["b", "a"], True)):
         scores = {"some": {"parts": ["rest"], "models": names}}
         found = score_table(plan | {"scores": scores}, "some", folder)
@@ -137,7 +137,7 @@ def test_no_score_without_the_first_model_or_another(scored):
 
 
 def test_the_report_shows_the_score(scored, tmp_path):
-    report = import_module("study_report")
+    report = import_module("study.report")
     found = report.sections(*scored, tmp_path / "study.md")
     assert list(found) == ["all", "one", "rest"]
     lines = found["all"].splitlines()

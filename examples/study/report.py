@@ -1,6 +1,6 @@
 """Renders the tables and pictures of a study from the JSON files of its runs; the same files give the same output.
 
-    python examples/study_report.py examples/study.yaml --runs model_cards/runs --output model_cards/study.md \
+    python examples/study report examples/study/plan.yaml --runs model_cards/runs --output model_cards/study.md \
         --readme model_cards/README.md
 
 Writes OUTPUT, a picture beside it for each table, and, where --readme is given, what stands there between the lines
@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from study_advglue import score_table
-from study_plan import BATCH, CHOICE, LENGTH, VALIDATION, read_plan, runs_of
-from study_scores import Cell, cells_of
-from study_tables import MEASURES, Differences, accuracies, difference_table, differences, picture
-
 from imbert_hf.evaluation.report import write_whole
+from study.advglue import score_table
+from study.plan import BATCH, CHOICE, LENGTH, VALIDATION, read_plan, runs_of
+from study.scores import Cell, cells_of
+from study.tables import MEASURES, Differences, accuracies, difference_table, differences, picture
 
 
 SCORE_NOTE = (
@@ -41,7 +40,7 @@ HEAD = """# Study
 
 Rendered from the JSON of every run by
 
-    python examples/study_report.py {plan} --runs {runs} --output {output}
+    python examples/study report {plan} --runs {runs} --output {output}
 
 from the plan in [{plan}]({link}).
 
@@ -107,9 +106,11 @@ def insert(readme: Path, found: dict[str, str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plan", type=Path, help="YAML file of study.py")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of study.py's JSON files")
+    parser = argparse.ArgumentParser(
+        "study report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("plan", type=Path, help="YAML file")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs' JSON files")
     parser.add_argument("--output", type=Path, required=True, help="Markdown file; pictures are written beside it")
     parser.add_argument("--readme", type=Path, help="file with marks, to put tables in")
     args = parser.parse_args(argv)
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         found = sections(plan, args.runs, args.output)
         changed = insert(args.readme, found) if args.readme else None
     except (ValueError, OSError) as error:
-        sys.exit(f"study_report.py: error: {error}")
+        sys.exit(f"study report: error: {error}")
     about = (plan.get("about") or "").strip()
     link = os.path.relpath(args.plan, args.output.parent)
     sizes = {"choice": CHOICE, "validation": VALIDATION}

@@ -1,4 +1,4 @@
-"""What the rows of a study's runs score, from the JSON that is kept of them; study_report.py renders it."""
+"""What the rows of a study's runs score, from the JSON that is kept of them; report.py renders it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from study_plan import Run, read_run
+
+from study.plan import Run, read_run
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The stages of one run of study.py: fine-tuning, and what is measured of the model.
+"""The stages of one run of a study: fine-tuning, and what is measured of the model.
 
 Which rows a model has right is kept as text, a digit a row: 1 right, 0 wrong, and - where there is nothing to be right
-about. study_report.py compares models on the same rows. Texts and labels of the data are not kept.
+about. report.py compares models on the same rows. Texts and labels of the data are not kept.
 """
 
 import hashlib
@@ -21,7 +21,22 @@ import numpy
 import torch
 import transformers
 from sklearn.metrics import f1_score
-from study_plan import (
+
+from imbert_hf import IMBertConfig
+from imbert_hf.evaluation.advglue import scores as advglue
+from imbert_hf.evaluation.attacks.ascent import Ascent, attacked, moved_embeddings
+from imbert_hf.evaluation.attacks.ascent import words_of as movable
+from imbert_hf.evaluation.attacks.candidates import CharacterEdits
+from imbert_hf.evaluation.attacks.noise import noise
+from imbert_hf.evaluation.attacks.query import query_attack
+from imbert_hf.evaluation.cost.measures import interleave, ratio, timed
+from imbert_hf.evaluation.cost.references import plain_bert, plain_losses, r3f_losses
+from imbert_hf.evaluation.cost.rows import Floor
+from imbert_hf.evaluation.cost.rows import Row as CostRow
+from imbert_hf.evaluation.cost.settings import make_batch
+from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
+from imbert_hf.evaluation.data.tasks import Row, find_task, read_rows
+from study.plan import (
     ATTACKED,
     BATCH,
     CHOICE,
@@ -39,21 +54,6 @@ from study_plan import (
     words_of,
     write_run,
 )
-
-from imbert_hf import IMBertConfig
-from imbert_hf.evaluation.advglue import scores as advglue
-from imbert_hf.evaluation.attacks.ascent import Ascent, attacked, moved_embeddings
-from imbert_hf.evaluation.attacks.ascent import words_of as movable
-from imbert_hf.evaluation.attacks.candidates import CharacterEdits
-from imbert_hf.evaluation.attacks.noise import noise
-from imbert_hf.evaluation.attacks.query import query_attack
-from imbert_hf.evaluation.cost.measures import interleave, ratio, timed
-from imbert_hf.evaluation.cost.references import plain_bert, plain_losses, r3f_losses
-from imbert_hf.evaluation.cost.rows import Floor
-from imbert_hf.evaluation.cost.rows import Row as CostRow
-from imbert_hf.evaluation.cost.settings import make_batch
-from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
-from imbert_hf.evaluation.data.tasks import Row, find_task, read_rows
 
 
 ATTACK = Ascent(steps=STEPS, restarts=1)

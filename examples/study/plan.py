@@ -1,4 +1,4 @@
-"""The plan of study.py: which runs there are, and the JSON file that is kept of each."""
+"""The plan of a study: which runs there are, and the JSON file that is kept of each."""
 
 import hashlib
 import json

@@ -3,8 +3,8 @@
     pip install "imbert-hf[glue]"
 
     # path/to/data holds <task>/train.jsonl and <task>/validation.jsonl, and adv_glue/dev_ann.json
-    python examples/study.py examples/study.yaml --data path/to/data --runs outputs/study --workers 2
-    python examples/study_report.py examples/study.yaml --runs outputs/study --output outputs/study.md
+    python examples/study run examples/study/plan.yaml --data path/to/data --runs outputs/study --workers 2
+    python examples/study report examples/study/plan.yaml --runs outputs/study --output outputs/study.md
 
 The plan, in YAML:
 
@@ -51,7 +51,8 @@ from statistics import median
 from typing import Any
 
 from filelock import FileLock, Timeout
-from study_plan import Run, read_plan, read_run, runs_of, write_run
+
+from study.plan import Run, read_plan, read_run, runs_of, write_run
 
 
 BUSY = 75  # how a child ends whose run is being made by another process: EX_TEMPFAIL of sysexits.h
@@ -74,12 +75,12 @@ def main(argv: list[str] | None = None) -> None:
             if not (args.data / task / "train.jsonl").is_file():
                 raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
     except ValueError as error:
-        sys.exit(f"study.py: error: {error}")
+        sys.exit(f"study run: error: {error}")
     args.runs.mkdir(parents=True, exist_ok=True)
     if args.run is not None:
         one_run(next(run for run in runs if run.name == args.run), args)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("study.py: terminated; the same command goes on"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("study run: terminated; the same command goes on"))
     if args.workers == 1:
         work(runs, args, words)
     else:
@@ -93,7 +94,7 @@ def one_run(run: Run, args: argparse.Namespace) -> None:
         with FileLock(args.runs / f".{run.taught_by.name}.lock", timeout=0):
             if not run.missing(read_run(args.runs, run)):  # another was quicker, and has said so
                 sys.exit(BUSY)
-            from study_stages import make_run  # torch and all that; the others only wait
+            from study.stages import make_run  # torch and all that; the others only wait
 
             make_run(run, args.data, args.runs, args.model)
     except Timeout:
@@ -101,7 +102,9 @@ def one_run(run: Run, args: argparse.Namespace) -> None:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "study run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("plan", type=Path, help="YAML file")
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>/<split>.jsonl and adv_glue")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the JSON files, begun or gone on with")
@@ -126,7 +129,7 @@ def share_out(count: int, words: list[str]) -> None:
     threads, workers = str(max(1, (os.cpu_count() or 1) // count)), []
     for number in range(count):
         device = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-        command = [sys.executable, __file__, *words, "--workers", "1", "--shared"]
+        command = [sys.executable, str(Path(__file__).parent), "run", *words, "--workers", "1", "--shared"]
         workers.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads, **device}))
     try:
         sys.exit(max(abs(worker.wait()) for worker in workers))
@@ -161,7 +164,16 @@ def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> None:
 def child(run: Run, args: argparse.Namespace, words: list[str]) -> tuple[int, str | None]:
     """Makes the run. Returns how it ended, below 0 where it was killed, and what went wrong."""
     log = args.runs / f".{run.name}.log"
-    command = [sys.executable, __file__, *words, "--parts", run.part, "--run", run.name]  # stages are the part's
+    command = [
+        sys.executable,
+        str(Path(__file__).parent),
+        "run",
+        *words,
+        "--parts",
+        run.part,
+        "--run",
+        run.name,
+    ]  # stages are the part's
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:

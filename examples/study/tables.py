@@ -1,14 +1,14 @@
-"""Tables and pictures of a study's cells; study_report.py puts them together."""
+"""Tables and pictures of a study's cells; report.py puts them together."""
 
 from typing import Any
 
 import numpy
 from matplotlib.figure import Figure
-from study_plan import ATTACKED, NOISE, QUERIED, RADIUS, STEPS, STRENGTH
-from study_scores import Cell, official
 from tabulate import tabulate
 
 from imbert_hf.evaluation.statistics import paired_bootstrap
+from study.plan import ATTACKED, NOISE, QUERIED, RADIUS, STEPS, STRENGTH
+from study.scores import Cell, official
 
 
 NOT_RUN = "not run"

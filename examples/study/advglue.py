@@ -1,14 +1,15 @@
-"""Means over several tasks, such as AdvGLUE's score over its five, from the runs of a study; for study_report.py."""
+"""Means over several tasks, such as AdvGLUE's score over its five, from the runs of a study; for report.py."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
-from study_plan import models_of_score, runs_of
-from study_scores import Cell, cells_of, official
-from study_tables import NOT_RUN, Differences, difference
 from tabulate import tabulate
+
+from study.plan import models_of_score, runs_of
+from study.scores import Cell, cells_of, official
+from study.tables import NOT_RUN, Differences, difference
 
 
 MEASURES = ("clean", "noise", "embedding", "AdvGLUE")
