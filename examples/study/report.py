@@ -1,11 +1,11 @@
 """Renders the tables and pictures of a study from the JSON files of its runs; the same files give the same output.
 
-    python examples/study report examples/study/plan.yaml --runs model_cards/runs --output model_cards/study.md \
+    python examples/study report examples/study/plan.yaml --runs model_cards/runs --output model_cards/study \
         --readme model_cards/README.md
 
-Writes OUTPUT, a picture beside it for each table, and, where --readme is given, what stands there between the lines
-`<!-- study: NAME -->` and `<!-- /study -->`: the tables of the plan's part or score NAME. What was not run is marked
-so.
+Writes OUTPUT/tables.md, a picture in OUTPUT/figures for each table, and, where --readme is given, what stands there
+between the lines `<!-- study: NAME -->` and `<!-- /study -->`: the tables of the plan's part or score NAME.
+What was not run is marked so.
 """
 
 import argparse
@@ -71,7 +71,8 @@ def sections(plan: dict[str, Any], runs: Path, output: Path) -> dict[str, str]:
             for stage in ("choice", "test"):
                 if stage not in what["stages"]:
                     continue
-                title = f"{part}, {task}, {'validation' if stage == 'test' else stage}"
+                name = part if part.endswith(f", {task}") else f"{part}, {task}"
+                title = f"{name}, {'validation' if stage == 'test' else stage}"
                 table = accuracies(cells, stage)
                 notes = [f"Trained with {', '.join(f'{n} {v}' for n, v in more.items())}."] if more else []
                 notes += [f"Accuracies and residuals under {what['autocast']} autocast."] if "autocast" in what else []
@@ -86,8 +87,9 @@ def section(title: str, table: str, cells: list[Cell], apart: Differences, outpu
     """The table, and where there are differences their table and picture."""
     text = f"### {title}\n\n{table}\n"
     if apart:
-        name = re.sub(r"\W+", "-", f"{output.stem}-{title}") + ".png"
-        write_whole(output.with_name(name), partial(picture(cells, apart, title).savefig, dpi=100, format="png"))
+        name = "figures/" + re.sub(r"\W+", "-", title) + ".png"
+        (output / name).parent.mkdir(exist_ok=True)
+        write_whole(output / name, partial(picture(cells, apart, title).savefig, dpi=100, format="png"))
         text += f"\nPoints over {cells[0].model}:\n\n{difference_table(cells, apart)}\n\n![{title}]({name})\n"
     return text
 
@@ -111,26 +113,25 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("plan", type=Path, help="YAML file")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs' JSON files")
-    parser.add_argument("--output", type=Path, required=True, help="Markdown file; pictures are written beside it")
+    parser.add_argument("--output", type=Path, required=True, help="folder of tables.md and figures")
     parser.add_argument("--readme", type=Path, help="file with marks, to put tables in")
     args = parser.parse_args(argv)
     try:
         plan = read_plan(args.plan)
         if not any(args.runs.glob("*.json")):
             raise ValueError(f"--runs {args.runs} holds no JSON file.")
-        if not args.output.parent.is_dir():
-            raise ValueError(f"--output {args.output}: the folder does not exist.")
+        args.output.mkdir(parents=True, exist_ok=True)
         found = sections(plan, args.runs, args.output)
         changed = insert(args.readme, found) if args.readme else None
     except (ValueError, OSError) as error:
         sys.exit(f"study report: error: {error}")
     about = (plan.get("about") or "").strip()
-    link = os.path.relpath(args.plan, args.output.parent)
+    link = os.path.relpath(args.plan, args.output)
     sizes = {"choice": CHOICE, "validation": VALIDATION}
     head = HEAD.format(plan=args.plan, runs=args.runs, output=args.output, link=link, about=about, **sizes)
     legend = "".join(f"- {name}: {what}\n" for name, what in (MEASURES | LEGEND).items())
     text = f"{head}{legend}\n" + "\n".join(f"## {part}\n\n{tables}" for part, tables in found.items())
-    write_whole(args.output, lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(args.output / "tables.md", lambda path: path.write_text(text, encoding="utf-8"))
     if changed is not None:
         write_whole(args.readme, lambda path: path.write_text(changed, encoding="utf-8"))
 

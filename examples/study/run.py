@@ -4,7 +4,7 @@
 
     # path/to/data holds <task>/train.jsonl and <task>/validation.jsonl, and adv_glue/dev_ann.json
     python examples/study run examples/study/plan.yaml --data path/to/data --runs outputs/study --workers 2
-    python examples/study report examples/study/plan.yaml --runs outputs/study --output outputs/study.md
+    python examples/study report examples/study/plan.yaml --runs outputs/study --output outputs/report
 
 The plan, in YAML:
 

@@ -361,21 +361,21 @@ def test_a_run_that_takes_too_long_is_kept_as_such(study, plan, data, model, tmp
 
 
 def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs, tmp_path):
-    readme, output = tmp_path / "README.md", tmp_path / "study.md"
+    readme, output = tmp_path / "README.md", tmp_path / "study"
     readme.write_text(README)
     words = [str(plan), "--runs", str(runs), "--output", str(output), "--readme", str(readme)]
     study.report.main(words)
-    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    pictures = {f"study-{name}.png" for name in ("main-sst2-validation", "search-sst2-choice", "derived-sst2-choice")}
-    head, _, line, *_ = output.read_text().split("### half, sst2, choice")[1].strip().splitlines()
+    made = {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    pictures = {f"{name}.png" for name in ("main-sst2-validation", "search-sst2-choice", "derived-sst2-choice")}
+    head, _, line, *_ = (output / "tables.md").read_text().split("### half, sst2, choice")[1].strip().splitlines()
     assert "inference cost" in head  # that of the same weights without autocast
     assert line.startswith("| IM-BERT")
-    assert output.read_text().count("Accuracies and residuals under bfloat16 autocast.") == 1
-    assert set(made) == {"README.md", "study.md"} | pictures
+    assert (output / "tables.md").read_text().count("Accuracies and residuals under bfloat16 autocast.") == 1
+    assert set(made) == {"README.md", "tables.md"} | pictures
     study.report.main(words)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")} == made
 
-    text = output.read_text()
+    text = (output / "tables.md").read_text()
     table = text.split("### main, sst2, validation")[1].split("\n\n")[1].splitlines()
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table}
     assert cells["R3F"][:2] == ["0 of 1", "not run"]
@@ -410,17 +410,19 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
     kept = EXAMPLES.parent / "model_cards"
     monkeypatch.chdir(EXAMPLES.parent)
     shutil.copy(kept / "README.md", tmp_path)
-    words = ["--output", tmp_path / "study.md", "--readme", tmp_path / "README.md"]
+    words = ["--output", tmp_path / "study", "--readme", tmp_path / "README.md"]
     study.report.main(["examples/study/plan.yaml", "--runs", "model_cards/runs", *map(str, words)])
     number = re.compile(r"\d+\.\d+")
-    for name in ("study.md", "README.md"):
+    for name in ("study/tables.md", "README.md"):
         texts = [folder.joinpath(name).read_text() for folder in (tmp_path, kept)]
         rendered, written = (text.partition("\n- clean: ")[2] or text for text in texts)  # below the two paths
         assert number.sub("#", rendered) == number.sub("#", written)
         for a, b in zip(number.findall(rendered), number.findall(written), strict=True):
             last = 10.0 ** -len(b.partition(".")[2])  # where another numpy rounds otherwise
             assert float(a) == pytest.approx(float(b), rel=0, abs=1.01 * last)
-    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in kept.glob("*.png")}
+    assert {path.name for path in (tmp_path / "study/figures").iterdir()} == {
+        path.name for path in (kept / "study/figures").iterdir()
+    }
     named = {f"{run.name}.json" for run in study.plan.runs_of(study.plan.read_plan(Path("examples/study/plan.yaml")))}
     assert {path.name for path in (kept / "runs").iterdir()} <= named  # none that no table shows
 
@@ -499,11 +501,6 @@ def test_wrong_arguments(study, plan, data, tmp_path):
     ):
         with pytest.raises(SystemExit, match=sentence):
             study.main([str(plan), "--data", str(data), "--runs", str(tmp_path / "runs"), *words])
-    for words, sentence in (
-        (["--runs", str(tmp_path)], f"--runs {tmp_path} holds no JSON file."),
-        (["--output", str(tmp_path / "no" / "x.md")], "the folder does not exist"),
-    ):
-        (tmp_path / "some").mkdir(exist_ok=True)
-        (tmp_path / "some" / "run.json").write_text("{}")
-        with pytest.raises(SystemExit, match=sentence):
-            study.report.main([str(plan), "--runs", str(tmp_path / "some"), "--output", str(tmp_path / "x.md"), *words])
+    with pytest.raises(SystemExit, match=f"--runs {tmp_path} holds no JSON file."):
+        study.report.main([str(plan), "--runs", str(tmp_path), "--output", str(tmp_path / "report")])
+    assert not (tmp_path / "report").exists()

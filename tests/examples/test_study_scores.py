@@ -138,10 +138,10 @@ def test_no_score_without_the_first_model_or_another(scored):
 
 def test_the_report_shows_the_score(scored, tmp_path):
     report = import_module("study.report")
-    found = report.sections(*scored, tmp_path / "study.md")
+    found = report.sections(*scored, tmp_path)
     assert list(found) == ["all", "one", "rest"]
     lines = found["all"].splitlines()
     assert lines[0] == "### all"
     assert any(line.startswith("Means over sst2, qqp, mnli, qnli, rte, of weight one each") for line in lines)
     assert any(re.match(r"\| b +\| .*\+10\.0 \[.+, .+\] \(2\)", line) for line in lines)
-    assert (tmp_path / "study-all.png").exists()
+    assert (tmp_path / "figures/all.png").exists()
