@@ -1,8 +1,7 @@
-"""The plan of a study: which runs there are, and the JSON file that is kept of each."""
+"""The plan of a study: which runs there are, and what each is called."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,9 +50,21 @@ class Run:
         return {"task": self.task, "seed": self.seed, "arguments": self.arguments, **more}
 
     @property
+    def digest(self) -> str:
+        return digest_of(self.settings)
+
+    @property
+    def key(self) -> str:
+        """What its weights, log and lock are called: equal settings have one."""
+        return f"{self.task}-{self.seed}-{self.digest[:10]}"
+
+    @property
     def name(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
-        return f"{self.task}-{self.seed}-{digest[:10]}"
+        """What a reader calls it: the plan's model, and what parts of a plan change."""
+        rows = self.arguments.get("max_train_samples")
+        words = [self.model, "all rows" if rows is None else f"{rows} rows"]
+        words += [f"{self.arguments['num_train_epochs']} epochs"] if "num_train_epochs" in self.arguments else []
+        return ", ".join([*words, *([self.autocast] if self.autocast else []), f"seed {self.seed}"])
 
     @property
     def trained(self) -> "Run":
@@ -68,6 +79,10 @@ class Run:
     def missing(self, kept: dict[str, Any]) -> list[str]:
         """Stages that are still to be made."""
         return [stage for stage in self.stages if stage not in kept["stages"]]
+
+
+def digest_of(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def read_plan(path: Path) -> dict[str, Any]:
@@ -158,20 +173,6 @@ def runs_of(plan: dict[str, Any], parts: list[str] | None = None) -> Iterator[Ru
                     stages = ("train", *(s for s in STAGES[1:] if s in what["stages"]))
                     fields, autocast = own if base else {}, what.get("autocast", "")
                     yield Run(task, seed, arguments, taught_by, fields, autocast, part, model, stages)
-
-
-def read_run(folder: Path, run: Run) -> dict[str, Any]:
-    """What is kept of a run: settings, stages, their seconds, and the problem that ended it, if any."""
-    try:
-        return json.loads((folder / f"{run.name}.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {"settings": run.settings, "stages": {}, "seconds": {}, "problem": None}
-
-
-def write_run(folder: Path, run: Run, kept: dict[str, Any]) -> None:
-    part = folder / f".{run.name}.part"
-    part.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, folder / f"{run.name}.json")  # whole or not at all
 
 
 def words_of(arguments: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
-"""Renders the tables and pictures of a study from the JSON files of its runs; the same files give the same output.
+"""Renders the tables and pictures of a study from the lines of its runs; the same lines give the same output.
 
-    python examples/study report examples/study/plan.yaml --runs model_cards/runs --output model_cards/study \
+    python examples/study report examples/study/plan.yaml --runs model_cards/study/runs --output model_cards/study \
         --readme model_cards/README.md
 
 Writes OUTPUT/tables.md, a picture in OUTPUT/figures for each table, and, where --readme is given, what stands there
@@ -38,7 +38,7 @@ LEGEND = {
 }
 HEAD = """# Study
 
-Rendered from the JSON of every run by
+Rendered from the line of every run by
 
     python examples/study report {plan} --runs {runs} --output {output}
 
@@ -112,14 +112,14 @@ def main(argv: list[str] | None = None) -> None:
         "study report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("plan", type=Path, help="YAML file")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs' JSON files")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of <task>.jsonl")
     parser.add_argument("--output", type=Path, required=True, help="folder of tables.md and figures")
     parser.add_argument("--readme", type=Path, help="file with marks, to put tables in")
     args = parser.parse_args(argv)
     try:
         plan = read_plan(args.plan)
-        if not any(args.runs.glob("*.json")):
-            raise ValueError(f"--runs {args.runs} holds no JSON file.")
+        if not any(args.runs.glob("*.jsonl")):
+            raise ValueError(f"--runs {args.runs} holds no <task>.jsonl.")
         args.output.mkdir(parents=True, exist_ok=True)
         found = sections(plan, args.runs, args.output)
         changed = insert(args.readme, found) if args.readme else None

@@ -22,7 +22,7 @@ The plan, in YAML:
     scores:                                                                           # means over tasks, in the report
       AdvGLUE: {parts: [main], models: [BERT, IM-BERT]}  # without models, those of the first part
 
-Each run is kept in outputs/study/<task>-<seed>-<hash of its settings>.json, stage by stage:
+Each run is kept as a line of outputs/study/<task>.jsonl, stage by stage:
 
     train   finetune_glue.py, always the first; the weights stay in outputs/study/weights
     choice  rows of the task's train file that no run trains on, clean, noisy and attacked: to choose a setting by
@@ -32,10 +32,10 @@ Each run is kept in outputs/study/<task>-<seed>-<hash of its settings>.json, sta
 
 Accuracies are measured in float32, and under bfloat16 autocast in a part that says `autocast: bfloat16`.
 
-The hash is of what the plan says, not of IMBertConfig's defaults: a plan that is to outlive them names every field.
-Runs of equal settings are one run, in whatever parts they are. What is killed is gone on with by whoever comes next, a
-training from its last epoch; several processes, on several machines with one folder, share the work. A run that fails
-or exceeds --time-limit is kept as such, and made again with --retry.
+A run is known by what the plan says, not by IMBertConfig's defaults: a plan that is to outlive them names every field.
+Runs of equal settings are one run, in whatever parts they are, and whatever they are called. What is killed is gone on
+with by whoever comes next, a training from its last epoch; several processes, on several machines with one folder,
+share the work. A run that fails or exceeds --time-limit is kept as such, and made again with --retry.
 """
 
 import argparse
@@ -52,7 +52,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from study.plan import Run, read_plan, read_run, runs_of, write_run
+from study.kept import read_run, write_run
+from study.plan import Run, read_plan, runs_of
 
 
 BUSY = 75  # how a child ends whose run is being made by another process: EX_TEMPFAIL of sysexits.h
@@ -74,11 +75,13 @@ def main(argv: list[str] | None = None) -> None:
         for task in {run.task for run in runs}:
             if not (args.data / task / "train.jsonl").is_file():
                 raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
+        for run in runs:  # a broken line is said before anything is made
+            read_run(args.runs, run)
     except ValueError as error:
         sys.exit(f"study run: error: {error}")
     args.runs.mkdir(parents=True, exist_ok=True)
     if args.run is not None:
-        one_run(next(run for run in runs if run.name == args.run), args)
+        one_run(next(run for run in runs if run.key == args.run), args)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("study run: terminated; the same command goes on"))
     if args.workers == 1:
@@ -91,7 +94,7 @@ def one_run(run: Run, args: argparse.Namespace) -> None:
     """What a child does: the run, unless somebody else is at it, or at that whose weights it needs."""
     try:
         # Held by the process that makes the run; the system gives it up where that one dies.
-        with FileLock(args.runs / f".{run.taught_by.name}.lock", timeout=0):
+        with FileLock(args.runs / f".{run.taught_by.key}.lock", timeout=0):
             if not run.missing(read_run(args.runs, run)):  # another was quicker, and has said so
                 sys.exit(BUSY)
             from study.stages import make_run  # torch and all that; the others only wait
@@ -107,7 +110,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("plan", type=Path, help="YAML file")
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>/<split>.jsonl and adv_glue")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the JSON files, begun or gone on with")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of <task>.jsonl, begun or gone on with")
     parser.add_argument("--model", metavar="DIR", help="a copy of the plan's model_name_or_path on this machine")
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="of the plan's parts (default: all)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="of the plan's models (default: all)")
@@ -146,16 +149,16 @@ def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> None:
         for run in runs:
             if time.monotonic() - begun > args.stop_after:
                 return
-            kept, file = read_run(args.runs, run), args.runs / f"{run.name}.json"
+            kept = read_run(args.runs, run)
             # What failed is tried once, by the first who comes.
-            if not run.missing(kept) or (kept["problem"] and (not args.retry or file.stat().st_mtime > since)):
+            if not run.missing(kept) or (kept["problem"] and (not args.retry or kept["failed"] > since)):
                 continue
             code, problem = child(run, args, words)
             if code == BUSY:
                 busy.append(run)
                 continue
             if code > 0:
-                write_run(args.runs, run, read_run(args.runs, run) | {"problem": problem})
+                write_run(args.runs, run, read_run(args.runs, run) | {"problem": problem, "failed": time.time()})
             print(progress(run, problem, runs, args.runs), flush=True)
         runs = busy
         time.sleep(5 * bool(busy))
@@ -163,17 +166,9 @@ def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> None:
 
 def child(run: Run, args: argparse.Namespace, words: list[str]) -> tuple[int, str | None]:
     """Makes the run. Returns how it ended, below 0 where it was killed, and what went wrong."""
-    log = args.runs / f".{run.name}.log"
-    command = [
-        sys.executable,
-        str(Path(__file__).parent),
-        "run",
-        *words,
-        "--parts",
-        run.part,
-        "--run",
-        run.name,
-    ]  # stages are the part's
+    log = args.runs / f".{run.key}.log"
+    # The stages are the part's.
+    command = [sys.executable, str(Path(__file__).parent), "run", *words, "--parts", run.part, "--run", run.key]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:
@@ -201,12 +196,12 @@ def progress(run: Run, problem: str | None, runs: list[Run], folder: Path) -> st
     for one in runs:
         kept = read_run(folder, one)
         if kept["problem"] is None and one.missing(kept):
-            left[one.name] = one
+            left[one.key] = one
         elif kept["problem"] is None:
             spent.setdefault((one.task, one.model), []).append(sum(kept["seconds"].values()))
     every = [seconds for of_kind in spent.values() for seconds in of_kind] or [0.0]
     rest = sum(median(spent.get((one.task, one.model), every)) for one in left.values())
-    count = len({one.name for one in runs})
+    count = len({one.key for one in runs})
     what = problem or f"{sum(read_run(folder, run)['seconds'].values()):.0f} s"
     return (
         f"[{count - len(left)}/{count}] {run.part}: {run.task}, seed {run.seed}, {run.model}: {what}; "

@@ -1,4 +1,4 @@
-"""What the rows of a study's runs score, from the JSON that is kept of them; report.py renders it."""
+"""What the rows of a study's runs score, from the lines that are kept of them; report.py renders it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy
 
-from study.plan import Run, read_run
+from study.kept import read_run
+from study.plan import Run
 
 
 @dataclass(frozen=True)

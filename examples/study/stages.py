@@ -36,6 +36,7 @@ from imbert_hf.evaluation.cost.rows import Row as CostRow
 from imbert_hf.evaluation.cost.settings import make_batch
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
 from imbert_hf.evaluation.data.tasks import Row, find_task, read_rows
+from study.kept import read_run, write_run
 from study.plan import (
     ATTACKED,
     BATCH,
@@ -50,9 +51,7 @@ from study.plan import (
     STRENGTH,
     VALIDATION,
     Run,
-    read_run,
     words_of,
-    write_run,
 )
 
 
@@ -67,11 +66,12 @@ def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
 
     Args:
         data: folder of the tasks' rows and of adv_glue.
-        runs: where the JSON is kept; weights in runs/weights.
+        runs: where the lines are kept; weights in runs/weights.
         model: folder to train from in place of the plan's model_name_or_path.
     """
     kept = read_run(runs, run) | {"problem": None}
-    weights = runs / "weights" / run.trained.name
+    kept.pop("failed", None)
+    weights = runs / "weights" / run.trained.key
     if run.missing(kept) and not (weights / "model.safetensors").exists():
         kept["stages"].pop("train", None)
     for stage in STAGES:
@@ -118,7 +118,7 @@ def finetune(run: Run, data: Path, weights: Path, model: str | None) -> None:
     script: Callable[[list[str]], None] = distill.main if run.teacher else finetune_glue.main
     arguments = dict(run.arguments)
     if run.teacher:
-        teacher = weights.with_name(run.taught_by.name)
+        teacher = weights.with_name(run.taught_by.key)
         train(run.taught_by, data, teacher, model)
         arguments.pop("model_name_or_path", None)
         arguments["teacher"] = str(teacher)
@@ -141,7 +141,7 @@ def with_fields(run: Run, weights: Path) -> Path:
     """The folder of the weights, or a copy of it in which the model has the run's im_ fields."""
     if not run.fields:
         return weights
-    folder = weights.with_name(run.name)
+    folder = weights.with_name(run.key)
     shutil.copytree(weights, folder, dirs_exist_ok=True)
     IMBertConfig.from_pretrained(weights, **run.fields).save_pretrained(folder)
     return folder

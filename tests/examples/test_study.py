@@ -43,6 +43,7 @@ def study():
     """The modules of the study: plan, stages, report and the script."""
     study = import_module("study.run")
     study.plan, study.stages, study.report = (import_module(f"study.{name}") for name in ("plan", "stages", "report"))
+    study.kept = import_module("study.kept")
     return study
 
 
@@ -127,13 +128,13 @@ def runs(study, plan, data, model, tmp_path_factory):
 def test_equal_settings_are_one_run_whatever_they_are_called(study, plan):
     every = list(study.plan.runs_of(study.plan.read_plan(plan)))
     assert len(every) == 11
-    assert len({run.name for run in every}) == 9
-    assert len({run.trained.name for run in every}) == 6
-    assert len({run.taught_by.name for run in every}) == 5
+    assert len({run.key for run in every}) == 9
+    assert len({run.trained.key for run in every}) == 6
+    assert len({run.taught_by.key for run in every}) == 5
     search, main = (
         next(r for r in every if (r.part, r.model, r.seed) == (p, "IM-BERT", 0)) for p in ("search", "main")
     )
-    assert search.name == main.name
+    assert search.key == main.key
     assert (search.stages, main.stages) == (("train", "choice"), ("train", "test", "query", "cost"))
     assert [run.part for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"])] == ["main"] * 3
 
@@ -154,7 +155,7 @@ def test_a_train_file_without_rows_to_spare_is_refused(study, tmp_path):
 
 def test_what_is_kept_of_a_run(study, plan, data, runs):
     (run,) = [r for r in study.plan.runs_of(study.plan.read_plan(plan), ["main"]) if r.model == "IM-BERT"]
-    kept = study.plan.read_run(runs, run)
+    kept = study.kept.read_run(runs, run)
     assert kept["settings"] == run.settings
     assert kept["problem"] is None
     assert set(kept["stages"]) == set(kept["seconds"]) == {"train", "choice", "test", "query", "cost"}
@@ -183,13 +184,13 @@ def test_a_model_may_be_anothers_weights_with_other_fields_or_what_it_taught(stu
     every = {r.model: r for r in study.plan.runs_of(study.plan.read_plan(plan), ["main", "derived"])}
 
     def weights(name):
-        return load_file(runs / "weights" / every[name].name / "model.safetensors")
+        return load_file(runs / "weights" / every[name].key / "model.safetensors")
 
     def config(name):
-        return json.loads((runs / "weights" / every[name].name / "config.json").read_text())
+        return json.loads((runs / "weights" / every[name].key / "config.json").read_text())
 
     for name, base in (("one at inference", "IM-BERT"), ("switched", "BERT")):
-        assert study.plan.read_run(runs, every[name])["settings"]["fields"] == every[name].fields
+        assert study.kept.read_run(runs, every[name])["settings"]["fields"] == every[name].fields
         assert config(name)["model_type"] == "imbert"
         assert all(torch.equal(w, weights(base)[key]) for key, w in weights(name).items())
     assert config("one at inference")["im_eval_iterations"] == 1
@@ -197,7 +198,7 @@ def test_a_model_may_be_anothers_weights_with_other_fields_or_what_it_taught(stu
     assert config("switched")["im_iterations"] == 1
     assert config("distilled")["model_type"] == "bert"
     assert not torch.equal(*(weights(name)["classifier.weight"] for name in ("distilled", "IM-BERT")))
-    kept = {name: study.plan.read_run(runs, run) for name, run in every.items() if name != "R3F"}
+    kept = {name: study.kept.read_run(runs, run) for name, run in every.items() if name != "R3F"}
     assert kept["distilled"]["settings"]["teacher"] == every["IM-BERT"].arguments
     assert kept["distilled"]["stages"]["train"]["steps"] == 4
     assert kept["one at inference"]["stages"]["train"] == kept["IM-BERT"]["stages"]["train"]
@@ -206,7 +207,7 @@ def test_a_model_may_be_anothers_weights_with_other_fields_or_what_it_taught(stu
 
 def test_the_same_weights_under_autocast(study, plan, runs):
     every = {
-        run.part: study.plan.read_run(runs, run)
+        run.part: study.kept.read_run(runs, run)
         for run in study.plan.runs_of(study.plan.read_plan(plan), ["main", "half"])
         if run.model == "IM-BERT"
     }
@@ -223,24 +224,25 @@ def test_all_that_a_part_measures_is_under_its_autocast_but_costs(study, plan, m
     run = next(study.plan.runs_of(study.plan.read_plan(plan), ["half"]))
     monkeypatch.setattr(study.stages, "load_classifier", lambda *_, **__: None)
     monkeypatch.setattr(study.stages, "train", lambda run, data, weights, model: None)
-    (tmp_path / "weights" / run.trained.name).mkdir(parents=True)
-    (tmp_path / "weights" / run.trained.name / "model.safetensors").touch()
+    (tmp_path / "weights" / run.trained.key).mkdir(parents=True)
+    (tmp_path / "weights" / run.trained.key / "model.safetensors").touch()
     for stage in ("choice", "test", "query", "cost"):
         monkeypatch.setitem(study.stages.STAGE, stage, lambda *_: torch.is_autocast_enabled("cpu"))
     every = ("train", "choice", "test", "query", "cost")
     for autocast, expected in (("bfloat16", [True, True, True, False]), ("", [False] * 4)):
         one = replace(run, autocast=autocast, stages=every)
         study.stages.make_run(one, tmp_path, tmp_path, None)
-        stages = study.plan.read_run(tmp_path, one)["stages"]
+        stages = study.kept.read_run(tmp_path, one)["stages"]
         assert [stages[stage] for stage in every[1:]] == expected
 
 
 def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, plan, data, model, runs):
     (run,) = [r for r in study.plan.runs_of(study.plan.read_plan(plan), ["main"]) if r.model == "BERT"]
-    kept = study.plan.read_run(runs, run)
+    kept = study.kept.read_run(runs, run)
     del kept["stages"]["cost"]
-    study.plan.write_run(runs, run, kept)
-    before = {path.name: path.stat().st_mtime_ns for path in runs.glob("*.json")}
+    study.kept.write_run(runs, run, kept)
+    file = runs / "sst2.jsonl"
+    before = file.read_text().splitlines()
 
     assert start(plan, data, model, runs, "--parts", "main", "--models", "IM-BERT").stdout == ""  # all is made
     said = start(plan, data, str(runs / "absent"), runs, "--parts", "search", "main")  # of both, BERT's run is one
@@ -248,19 +250,21 @@ def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, p
     done, failed = said.stdout.splitlines()
     assert done.startswith("[4/5] main: sst2, seed 0, BERT: ")
     assert failed.startswith("[5/5] main: sst2, seed 0, R3F: finetune_glue.py: error: --model_name_or_path")
-    again = study.plan.read_run(runs, run)
+    again = study.kept.read_run(runs, run)
     assert {name: again["stages"][name] for name in kept["stages"]} == kept["stages"]  # nothing was made twice
     assert "cost" in again["stages"]
-    untouched = [name for name, time in before.items() if (runs / name).stat().st_mtime_ns == time]
-    assert len(untouched) == len(before) - 1
+    after = file.read_text().splitlines()
+    assert len(set(before) & set(after)) == len(before) - 1
+    assert len(after) == len(before) + 1  # R3F's
 
     assert start(plan, data, model, runs).stdout == ""  # what failed is left alone
     (line,) = start(plan, data, model, runs, "--retry", "--workers", "2").stdout.splitlines()
     assert "R3F" in line
     assert "error" not in line
     r3f = next(r for r in study.plan.runs_of(study.plan.read_plan(plan)) if r.model == "R3F")
-    assert study.plan.read_run(runs, r3f)["problem"] is None
-    (runs / f"{r3f.name}.json").unlink()  # for the others
+    assert study.kept.read_run(runs, r3f)["problem"] is None
+    others = [line for line in file.read_text().splitlines() if "R3F" not in line]
+    file.write_text("".join(f"{line}\n" for line in others))  # as the other tests expect it
 
 
 @pytest.fixture
@@ -269,7 +273,7 @@ def attempts(study, monkeypatch):
     started, answers = [], []
 
     def child(run, args, words):
-        started.append(run.name)
+        started.append(run.key)
         return answers.pop(0)
 
     monkeypatch.setattr(study, "child", child)
@@ -283,31 +287,32 @@ def test_what_is_killed_has_not_failed_and_what_others_make_is_waited_for(study,
     answers += [(study.BUSY, None), (-9, "was killed by signal 9"), (1, "broken"), (0, None)]
     study.main(words)
     assert started == [*started[:3], started[0]]  # BERT's was busy, and tried again after the others
-    kept = [study.plan.read_run(tmp_path, run) for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"])]
+    kept = [study.kept.read_run(tmp_path, run) for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"])]
     assert [one["problem"] for one in kept] == [None, None, "broken"]
     started.clear()
     answers += [(0, None), (0, None), (0, None)]
     study.main(words)
     assert len(started) == 2
-    os.utime(next(tmp_path.glob("*.json")), (0, 0))  # of an earlier hour: with --retry tried, and once
+    run = next(r for r in study.plan.runs_of(study.plan.read_plan(plan)) if r.model == "R3F")
+    study.kept.write_run(tmp_path, run, kept[2] | {"failed": 0})  # of an earlier hour: with --retry tried, and once
     study.main([*words, "--models", "R3F", "--retry"])
     assert len(started) == 3
 
 
 def test_one_process_at_a_time_makes_a_run(study, plan, data, tmp_path):
     (run,) = [r for r in study.plan.runs_of(study.plan.read_plan(plan), ["derived"]) if r.model == "switched"]
-    words = [str(plan), "--data", str(data), "--runs", str(tmp_path), "--parts", "derived", "--run", run.name]
-    with FileLock(tmp_path / f".{run.trained.name}.lock"), pytest.raises(SystemExit) as stop:  # BERT is being trained
+    words = [str(plan), "--data", str(data), "--runs", str(tmp_path), "--parts", "derived", "--run", run.key]
+    with FileLock(tmp_path / f".{run.trained.key}.lock"), pytest.raises(SystemExit) as stop:  # BERT is being trained
         study.main(words)
     assert stop.value.code == study.BUSY
-    assert not list(tmp_path.glob("*.json"))
+    assert not list(tmp_path.glob("*.jsonl"))
 
 
 def test_times_are_not_taken_while_others_work(study, plan, data, attempts, tmp_path):
     started, answers = attempts
     done = {stage: {} for stage in ("train", "test", "query")}
     for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"]):
-        study.plan.write_run(tmp_path, run, {"stages": done, "seconds": {"test": 1.0}, "problem": None})
+        study.kept.write_run(tmp_path, run, {"stages": done, "seconds": {"test": 1.0}, "problem": None})
     words = [str(plan), "--data", str(data), "--runs", str(tmp_path), "--parts", "main"]
     study.main([*words, "--shared"])
     assert started == []
@@ -330,7 +335,7 @@ def test_a_training_goes_on_from_its_last_whole_checkpoint(study, plan, data, mo
 
 def test_what_was_measured_of_other_weights_is_dropped(study, plan, data, monkeypatch, tmp_path):
     run = next(study.plan.runs_of(study.plan.read_plan(plan)))
-    weights = tmp_path / "weights" / run.name / "model.safetensors"
+    weights = tmp_path / "weights" / run.key / "model.safetensors"
     content = [b"one", b"one", b"other"]
 
     def train(*_):
@@ -349,7 +354,7 @@ def test_what_was_measured_of_other_weights_is_dropped(study, plan, data, monkey
     ):
         monkeypatch.setitem(study.stages.STAGE, "query", lambda *_: {"of": None})
         study.stages.make_run(replace(run, stages=stages), data, tmp_path, None)
-        kept = study.plan.read_run(tmp_path, run)["stages"]
+        kept = study.kept.read_run(tmp_path, run)["stages"]
         assert {name: one["of"] for name, one in kept.items() if name != "train"} == expected
         weights.unlink()
 
@@ -357,7 +362,8 @@ def test_what_was_measured_of_other_weights_is_dropped(study, plan, data, monkey
 def test_a_run_that_takes_too_long_is_kept_as_such(study, plan, data, model, tmp_path):
     said = start(plan, data, model, tmp_path, "--parts", "main", "--time-limit", "0.1")
     assert said.stdout.count("exceeded the time limit of 0.1 s; 0 minutes of one worker left") == 3
-    assert json.loads(next(tmp_path.glob("*.json")).read_text())["problem"] == "exceeded the time limit of 0.1 s"
+    lines = [json.loads(line) for line in (tmp_path / "sst2.jsonl").read_text().splitlines()]
+    assert [line["problem"] for line in lines] == ["exceeded the time limit of 0.1 s"] * 3
 
 
 def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs, tmp_path):
@@ -381,7 +387,7 @@ def test_the_report_says_what_the_files_say_and_the_same_twice(study, plan, runs
     assert cells["R3F"][:2] == ["0 of 1", "not run"]
     assert cells["most frequent label"][:3] == ["", "50.0", ""]
     by_model = {
-        run.model: study.plan.read_run(runs, run)["stages"]
+        run.model: study.kept.read_run(runs, run)["stages"]
         for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"])
     }
     right = {m: numpy.array([c == "1" for c in s["test"]["clean"]]) for m, s in by_model.items() if s}
@@ -411,7 +417,7 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
     monkeypatch.chdir(EXAMPLES.parent)
     shutil.copy(kept / "README.md", tmp_path)
     words = ["--output", tmp_path / "study", "--readme", tmp_path / "README.md"]
-    study.report.main(["examples/study/plan.yaml", "--runs", "model_cards/runs", *map(str, words)])
+    study.report.main(["examples/study/plan.yaml", "--runs", "model_cards/study/runs", *map(str, words)])
     number = re.compile(r"\d+\.\d+")
     for name in ("study/tables.md", "README.md"):
         texts = [folder.joinpath(name).read_text() for folder in (tmp_path, kept)]
@@ -423,8 +429,6 @@ def test_the_tables_in_the_tree_are_those_of_its_runs(study, tmp_path, monkeypat
     assert {path.name for path in (tmp_path / "study/figures").iterdir()} == {
         path.name for path in (kept / "study/figures").iterdir()
     }
-    named = {f"{run.name}.json" for run in study.plan.runs_of(study.plan.read_plan(Path("examples/study/plan.yaml")))}
-    assert {path.name for path in (kept / "runs").iterdir()} <= named  # none that no table shows
 
 
 @pytest.mark.parametrize(
@@ -501,6 +505,6 @@ def test_wrong_arguments(study, plan, data, tmp_path):
     ):
         with pytest.raises(SystemExit, match=sentence):
             study.main([str(plan), "--data", str(data), "--runs", str(tmp_path / "runs"), *words])
-    with pytest.raises(SystemExit, match=f"--runs {tmp_path} holds no JSON file."):
+    with pytest.raises(SystemExit, match=f"--runs {tmp_path} holds no <task>.jsonl."):
         study.report.main([str(plan), "--runs", str(tmp_path), "--output", str(tmp_path / "report")])
     assert not (tmp_path / "report").exists()

@@ -85,7 +85,7 @@ RIGHT = {"sst2": 10, "qqp": 8, "mnli": 9, "qnli": 7, "rte": 6}  # of 20, by mode
 @pytest.fixture
 def scored(tmp_path):
     """A plan with runs but those absent: b has two rows more right than a, each seed as many more as its number."""
-    plan_of = import_module("study.plan")
+    plan_of, kept = import_module("study.plan"), import_module("study.kept")
     part = {"seeds": [0, 1, 2, 3], "models": ["a", "b", "d"], "stages": ["test"]}
     parts = {"one": part | {"tasks": ["sst2"]}, "rest": part | {"tasks": ["qqp", "mnli", "qnli", "rte"]}}
     models = {"a": {"x": 0}, "b": {"x": 1}, "d": {"x": 2}}
@@ -93,7 +93,7 @@ def scored(tmp_path):
     absent = {("a", 1), ("b", 2), ("b", 1, "rte"), *(("d", seed, "rte") for seed in range(4))}
     for run in plan_of.runs_of(plan):
         if not {(run.model, run.seed), (run.model, run.seed, run.task)} & absent:
-            plan_of.write_run(tmp_path, run, kept_test(run.task, RIGHT[run.task] + 2 * (run.model == "b") + run.seed))
+            kept.write_run(tmp_path, run, kept_test(run.task, RIGHT[run.task] + 2 * (run.model == "b") + run.seed))
     return plan, tmp_path
 
 
