@@ -12,6 +12,7 @@ import yaml
 
 STAGES = ("train", "choice", "test", "query", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
+KNOWN = ("about", "common", "models", "parts", "scores", "summary")  # of a plan
 ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast")  # of a part
 AUTOCAST = ("bfloat16",)  # float16 would want its gradients scaled
 NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
@@ -95,62 +96,80 @@ def read_plan(path: Path) -> dict[str, Any]:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
-    known = ("about", "common", "models", "parts", "scores")
     for name in ("models", "parts"):
         if not isinstance(plan, dict) or not isinstance(plan.get(name), dict):
-            raise ValueError(f"{path} must hold {name!r}, by name; it may hold {', '.join(known)}.")
+            raise ValueError(f"{path} must hold {name!r}, by name; it may hold {', '.join(KNOWN)}.")
     for name in plan:
-        if name not in known:
-            raise ValueError(f"{path} may hold {', '.join(known)}, got {name!r}.")
+        if name not in KNOWN:
+            raise ValueError(f"{path} may hold {', '.join(KNOWN)}, got {name!r}.")
+    try:
+        for check in (check_models, check_parts, check_scores, check_summary):
+            check(plan)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return plan
+
+
+def check_models(plan: dict[str, Any]) -> None:
     for name, entry in {"common": plan.get("common"), **plan["models"]}.items():
         if not isinstance(entry or {}, dict):
-            raise ValueError(f"{path}: {name!r} must hold arguments by name, got {entry!r}.")
+            raise ValueError(f"{name!r} must hold arguments by name, got {entry!r}.")
     for model, entry in plan["models"].items():
         for name in [n for n in ("of", "teacher") if n in (entry or {})]:
             base = plan["models"].get(entry[name], {"teacher": ""}) if isinstance(entry[name], str) else {"of": ""}
             if {"of", "teacher"} & set(base or {}):
                 allowed = "a model that has neither of nor teacher"
-                raise ValueError(f"{path}: {name} of {model!r} must be {allowed}, got {entry[name]!r}.")
+                raise ValueError(f"{name} of {model!r} must be {allowed}, got {entry[name]!r}.")
             if name == "of" and (odd := [one for one in entry if one != "of" and not one.startswith("im_")]):
-                raise ValueError(f"{path}: beside of, {model!r} may hold im_ fields alone, got {odd[0]!r}.")
+                raise ValueError(f"beside of, {model!r} may hold im_ fields alone, got {odd[0]!r}.")
+
+
+def check_parts(plan: dict[str, Any]) -> None:
     for part, what in plan["parts"].items():
         for name in ("tasks", "seeds", "models", "stages"):
             if not isinstance(what, dict) or not isinstance(what.get(name), list):
-                raise ValueError(f"{path}: part {part!r} must hold {name!r}, a list.")
+                raise ValueError(f"part {part!r} must hold {name!r}, a list.")
         for name in what:
             if name not in ENTRIES:
-                raise ValueError(f"{path}: part {part!r} may hold {', '.join(ENTRIES)}, got {name!r}.")
+                raise ValueError(f"part {part!r} may hold {', '.join(ENTRIES)}, got {name!r}.")
         if what.get("autocast", "bfloat16") not in AUTOCAST:
-            raise ValueError(
-                f"{path}: autocast of {part!r} must be of {', '.join(AUTOCAST)}, got {what['autocast']!r}."
-            )
+            raise ValueError(f"autocast of {part!r} must be of {', '.join(AUTOCAST)}, got {what['autocast']!r}.")
         for field, names in (("models", list(plan["models"])), ("stages", list(STAGES))):
             unknown = [one for one in what[field] if one not in names]
             if unknown or not what[field]:
                 got = repr(unknown[0]) if unknown else "none"
-                raise ValueError(f"{path}: {field} of {part!r} must be of {', '.join(names)}, got {got}.")
+                raise ValueError(f"{field} of {part!r} must be of {', '.join(names)}, got {got}.")
+
+
+def check_scores(plan: dict[str, Any]) -> None:
     scores = plan.get("scores") or {}
     if not isinstance(scores, dict):
-        raise ValueError(f"{path}: scores must hold scores by name, got {scores!r}.")
+        raise ValueError(f"scores must hold scores by name, got {scores!r}.")
     for score, what in scores.items():
         if score in plan["parts"]:
-            raise ValueError(f"{path}: score {score!r} must have another name than every part.")
+            raise ValueError(f"score {score!r} must have another name than every part.")
         chosen = what.get("parts") if isinstance(what, dict) else None
         if not isinstance(chosen, list) or not chosen or any(one not in list(plan["parts"]) for one in chosen):
-            raise ValueError(
-                f"{path}: score {score!r} must hold parts, a list of {', '.join(plan['parts'])}, got {chosen!r}."
-            )
+            raise ValueError(f"score {score!r} must hold parts, a list of {', '.join(plan['parts'])}, got {chosen!r}.")
         if odd := [name for name in what if name not in ("parts", "models")]:
-            raise ValueError(f"{path}: score {score!r} may hold parts, models, got {odd[0]!r}.")
+            raise ValueError(f"score {score!r} may hold parts, models, got {odd[0]!r}.")
         parts = [plan["parts"][one] for one in chosen]
         tasks, models = [task for part in parts for task in part["tasks"]], models_of_score(plan, score)
         if len(set(tasks)) < len(tasks):
-            raise ValueError(f"{path}: parts of score {score!r} must hold a task once, got {', '.join(tasks)}.")
+            raise ValueError(f"parts of score {score!r} must hold a task once, got {', '.join(tasks)}.")
         for one, part in zip(chosen, parts, strict=True):
             if "test" not in part["stages"] or not set(models) <= set(part["models"]):
                 need = f"the stage test, and the models {', '.join(models)}"
-                raise ValueError(f"{path}: {one!r} of score {score!r} must have {need}.")
-    return plan
+                raise ValueError(f"{one!r} of score {score!r} must have {need}.")
+
+
+def check_summary(plan: dict[str, Any]) -> None:
+    summary, names = plan.get("summary") or {}, [*(plan.get("scores") or {}), *plan["parts"]]
+    if not isinstance(summary, dict):
+        raise ValueError(f"summary must hold parts or scores by heading, got {summary!r}.")
+    for heading, name in summary.items():
+        if name not in names:
+            raise ValueError(f"{heading!r} of summary must be of {', '.join(names)}, got {name!r}.")
 
 
 def models_of_score(plan: dict[str, Any], score: str) -> list[str]:

@@ -1,41 +1,8 @@
 """Makes the runs of a plan, each a fine-tuning and what is measured of it, and goes on where it was stopped.
 
-    pip install "imbert-hf[glue]"
-
-    # path/to/data holds <task>/train.jsonl and <task>/validation.jsonl, and adv_glue/dev_ann.json
     python examples/study run examples/study/plan.yaml --data path/to/data --runs outputs/study --workers 2
-    python examples/study report examples/study/plan.yaml --runs outputs/study --output outputs/report
 
-The plan, in YAML:
-
-    about: what a reader of the report has to know
-    common: {model_name_or_path: google-bert/bert-base-uncased, num_train_epochs: 5}  # arguments of finetune_glue.py
-    models:                                                                           # name -> more of them
-      BERT: {connection: bert}
-      IM-BERT: {im_iterations: 3}
-      one at inference: {of: IM-BERT, im_eval_iterations: 1}  # the same weights, loaded with these fields
-      distilled: {teacher: IM-BERT, num_train_epochs: 5}      # arguments of distill.py
-    parts:                                                                            # made in this order
-      search: {tasks: [sst2], seeds: [0, 1], models: [BERT, IM-BERT], stages: [choice]}
-      main: {tasks: [sst2, qqp, mnli, qnli, rte], seeds: [0, 1], models: [BERT, IM-BERT], stages: [test, query]}
-      few: {arguments: {max_train_samples: 100}, tasks: [sst2], seeds: [0], models: [BERT, IM-BERT], stages: [test]}
-    scores:                                                                           # means over tasks, in the report
-      AdvGLUE: {parts: [main], models: [BERT, IM-BERT]}  # without models, those of the first part
-
-Each run is kept as a line of outputs/study/<task>.jsonl, stage by stage:
-
-    train   finetune_glue.py, always the first; the weights stay in outputs/study/weights
-    choice  rows of the task's train file that no run trains on, clean, noisy and attacked: to choose a setting by
-    test    the same of the validation file, and AdvGLUE's dev set: to be looked at once, when all is chosen
-    query   the character attack on validation rows
-    cost    times of inference and of a training step to plain BERT's, in turns; on an idle machine, with --workers 1
-
-Accuracies are measured in float32, and under bfloat16 autocast in a part that says `autocast: bfloat16`.
-
-A run is known by what the plan says, not by IMBertConfig's defaults: a plan that is to outlive them names every field.
-Runs of equal settings are one run, in whatever parts they are, and whatever they are called. What is killed is gone on
-with by whoever comes next, a training from its last epoch; several processes, on several machines with one folder,
-share the work. A run that fails or exceeds --time-limit is kept as such, and made again with --retry.
+README.md, beside this file, says what DATA and the plan hold, and what is kept in RUNS.
 """
 
 import argparse
@@ -59,8 +26,7 @@ from study.plan import Run, read_plan, runs_of
 BUSY = 75  # how a child ends whose run is being made by another process: EX_TEMPFAIL of sysexits.h
 
 
-def main(argv: list[str] | None = None) -> None:
-    words = sys.argv[1:] if argv is None else argv
+def main(words: list[str]) -> None:
     args = parse(words)
     try:
         plan = read_plan(args.plan)
@@ -75,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
         for task in {run.task for run in runs}:
             if not (args.data / task / "train.jsonl").is_file():
                 raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
+        if args.runs.exists() and not args.runs.is_dir():
+            raise ValueError(f"--runs {args.runs} must be a folder.")
         for run in runs:  # a broken line is said before anything is made
             read_run(args.runs, run)
     except ValueError as error:
@@ -124,11 +92,13 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def share_out(count: int, words: list[str]) -> None:
-    """Several processes of this script, each with its share of the cores and a GPU, where there are any."""
-    import torch
+    """Several processes of this command, each with its share of the cores and a GPU, where there are any."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        import torch  # takes seconds, and only counts
 
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    gpus = [g for g in allowed.split(",") if g] or [str(i) for i in range(torch.cuda.device_count())]
+        allowed = ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = [gpu for gpu in allowed.split(",") if gpu]
     threads, workers = str(max(1, (os.cpu_count() or 1) // count)), []
     for number in range(count):
         device = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
@@ -207,7 +177,3 @@ def progress(run: Run, problem: str | None, runs: list[Run], folder: Path) -> st
         f"[{count - len(left)}/{count}] {run.part}: {run.task}, seed {run.seed}, {run.model}: {what}; "
         f"{rest / 60:.0f} minutes of one worker left"
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -67,6 +67,12 @@ def digits(text: str) -> numpy.ndarray:
     return numpy.array([numpy.nan if c == "-" else float(c) for c in text])
 
 
+def costs(cell: Cell) -> dict[str, list[float]]:
+    """Times of the model to plain BERT's with the same weights, of the seeds that they were taken of."""
+    of_seeds = [kept["stages"]["cost"] for kept in cell.kept.values() if kept is not None and "cost" in kept["stages"]]
+    return {f"{what} cost": [of[what]["ratio"] for of in of_seeds] for what in ("inference", "training")}
+
+
 def cells_of(runs: Iterable[Run], folder: Path) -> list[Cell]:
     kept: dict[str, dict[int, dict[str, Any] | None]] = {}
     for run in runs:

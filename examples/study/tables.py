@@ -1,5 +1,8 @@
 """Tables and pictures of a study's cells; report.py puts them together."""
 
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
@@ -8,10 +11,11 @@ from tabulate import tabulate
 
 from imbert_hf.evaluation.statistics import paired_bootstrap
 from study.plan import ATTACKED, NOISE, QUERIED, RADIUS, STEPS, STRENGTH
-from study.scores import Cell, official
+from study.scores import Cell, costs, official
 
 
 NOT_RUN = "not run"
+Line = dict[str, str]  # column -> what it shows; the first column, "", is the model
 Differences = dict[str, dict[str, dict[str, Any]]]  # measure -> model -> what `difference` returns
 # column -> what it says
 MEASURES = {
@@ -25,52 +29,71 @@ MEASURES = {
 }
 
 
+@dataclass(frozen=True)
+class Table:
+    """The models of a part on one task, or of a score over its tasks.
+
+    Attributes:
+        title: of its picture.
+        note: what it is of.
+        cells: a model each; the first is what the others are compared with.
+        lines: accuracies, a line a model, and what the most frequent label would score.
+    """
+
+    title: str
+    note: str
+    cells: list[Cell]
+    lines: list[Line]
+    apart: Differences
+
+    @property
+    def caption(self) -> str:
+        return textwrap.fill(self.note, 120, break_on_hyphens=False)
+
+
+def part_table(title: str, note: str, cells: list[Cell], stage: str) -> Table:
+    lines = [accuracies(cell, stage) for cell in cells]
+    frequent = most_frequent(cells, stage)
+    lines += [dict.fromkeys(lines[0], "") | frequent] * bool(frequent)
+    shown = [n for n in lines[0] if n in ("", "clean") or any(line[n] not in (NOT_RUN, "") for line in lines)]
+    return Table(title, note, cells, [{n: line[n] for n in shown} for line in lines], differences(cells, stage))
+
+
+def accuracies(cell: Cell, stage: str) -> Line:
+    """A model's seeds, accuracies and cost."""
+    runs = [kept for kept in cell.kept.values() if kept is not None]
+    made = [kept["stages"] for kept in runs if stage in kept["stages"]]
+    failed = sum(kept["problem"] is not None for kept in runs)
+    line = {"": cell.model, "seeds": f"{len(made)} of {len(cell.kept)}" + f", {failed} failed" * bool(failed)}
+    for measure in MEASURES:
+        scores = cell.rows(stage, measure)
+        line[measure] = spread([100 * float(r.mean()) for r in scores.values()])
+        line[measure] += f" ({len(scores)})" * (0 < len(scores) < len(made))
+    of_advglue = [stages[stage].get("advglue", {}) for stages in made]
+    another = any("qqp" in sets for sets in of_advglue)
+    line["official"] = spread([100 * official(sets) for sets in of_advglue]) if another or not made else ""
+    line["growth"] = spread([g for stages in made if (g := stages[stage]["growth"]) is not None], 2)
+    residuals = [stages[stage]["residual"] for stages in made]
+    line["residual"] = spread([r for r in residuals if r is not None], 3) if any(residuals) or not made else ""
+    return line | {name: spread(ratios, 2) for name, ratios in costs(cell).items()}
+
+
+def most_frequent(cells: list[Cell], stage: str) -> Line:
+    """What always answering it would score, as the last run says."""
+    line: Line = {}
+    for kept in (kept for cell in cells for kept in cell.kept.values() if kept is not None):
+        if found := kept["stages"].get(stage):
+            line |= {"": "most frequent label", "clean": f"{100 * found['majority']:.1f}"}
+            if shares := [one["majority"] for one in found.get("advglue", {}).values()]:
+                line["AdvGLUE"] = f"{100 * float(numpy.mean(shares)):.1f}"
+    return line
+
+
 def spread(values: list[float], digits: int = 1) -> str:
     if not values:
         return NOT_RUN
     text = f"{numpy.mean(values):.{digits}f}"
     return f"{text} ± {numpy.std(values, ddof=1):.{digits}f}" if len(values) > 1 else text
-
-
-def accuracies(cells: list[Cell], stage: str) -> str:
-    """A table: each model's seeds, accuracies and cost, and below them what the most frequent label would score."""
-    lines = []
-    frequent: dict[str, float] = {}
-    for cell in cells:
-        runs = [kept for kept in cell.kept.values() if kept is not None]
-        made = [kept for kept in runs if stage in kept["stages"]]
-        failed = sum(kept["problem"] is not None for kept in runs)
-        line = {"": cell.model, "seeds": f"{len(made)} of {len(cell.kept)}" + f", {failed} failed" * bool(failed)}
-        for measure in MEASURES:
-            scores = cell.rows(stage, measure)
-            line[measure] = spread([100 * float(r.mean()) for r in scores.values()])
-            line[measure] += f" ({len(scores)})" * (0 < len(scores) < len(made))
-        of_advglue = [kept["stages"][stage].get("advglue", {}) for kept in made]
-        another = any("qqp" in sets for sets in of_advglue)
-        line["official"] = spread([100 * official(sets) for sets in of_advglue]) if another or not made else ""
-        line["growth"] = spread([g for kept in made if (g := kept["stages"][stage]["growth"]) is not None], 2)
-        residuals = [kept["stages"][stage]["residual"] for kept in made]
-        line["residual"] = spread([r for r in residuals if r is not None], 3) if any(residuals) or not made else ""
-        costs = [kept["stages"]["cost"] for kept in runs if "cost" in kept["stages"]]
-        for what in ("inference", "training"):
-            line[f"{what} cost"] = spread([cost[what]["ratio"] for cost in costs], 2)
-        lines.append(line)
-        for found in (kept["stages"][stage] for kept in made):
-            sets = list(found.get("advglue", {}).values())
-            frequent |= {"clean": found["majority"]}
-            if sets:
-                frequent["AdvGLUE"] = float(numpy.mean([one["majority"] for one in sets]))
-    last = {name: f"{100 * frequent[name]:.1f}" if name in frequent else "" for name in lines[0]}
-    lines += [last | {"": "most frequent label"}] * bool(frequent)
-    kept_columns = [
-        name for name in lines[0] if any(line[name] not in (NOT_RUN, "") for line in lines) or name == "clean"
-    ]
-    return tabulate(
-        [{name: line[name] for name in ["", *(n for n in kept_columns if n)]} for line in lines],
-        "keys",
-        "pipe",
-        disable_numparse=True,
-    )
 
 
 def differences(cells: list[Cell], stage: str) -> Differences:
@@ -92,26 +115,34 @@ def difference(*apart: numpy.ndarray) -> dict[str, Any]:
     return {"difference": mean, "ci95": interval, "resolved": resolved, "seeds": seeds}
 
 
-def difference_table(cells: list[Cell], found: Differences) -> str:
-    def text(d: dict[str, Any] | None) -> str:
-        if d is None:
-            return NOT_RUN
-        low, high = (100 * end for end in d["ci95"])
-        number = f"{100 * d['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
-        number += f" ({d['seeds']})" * (d["seeds"] < most)
-        return f"**{number}**" if d["resolved"] else number
+def difference_lines(table: Table) -> list[Line]:
+    """A line a model but the first: its points over the first, in brackets the seeds where these are fewer."""
+    most = len(table.cells[0].kept)
 
-    most = len(cells[0].kept)
-    lines = [{"": c.model} | {measure: text(of.get(c.model)) for measure, of in found.items()} for c in cells[1:]]
+    def points(found: dict[str, Any] | None) -> str:
+        if found is None:
+            return NOT_RUN
+        low, high = (100 * end for end in found["ci95"])
+        number = f"{100 * found['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        number += f" ({found['seeds']})" * (found["seeds"] < most)
+        return f"**{number}**" if found["resolved"] else number
+
+    return [
+        {"": cell.model} | {measure: points(of.get(cell.model)) for measure, of in table.apart.items()}
+        for cell in table.cells[1:]
+    ]
+
+
+def markdown(lines: Iterable[Line]) -> str:
     return tabulate(lines, "keys", "pipe", disable_numparse=True)
 
 
-def picture(cells: list[Cell], found: Differences, title: str) -> Figure:
+def picture(table: Table) -> Figure:
     """A panel a measure: every model's difference to the first, with its interval."""
-    models = [cell.model for cell in cells[1:]]
-    figure = Figure(figsize=(2.5 + 2.2 * len(found), 1.2 + 0.28 * len(models)), layout="constrained")
-    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for ax, (measure, of) in zip(axes, found.items(), strict=True):
+    models = [cell.model for cell in table.cells[1:]]
+    figure = Figure(figsize=(2.5 + 2.2 * len(table.apart), 1.2 + 0.28 * len(models)), layout="constrained")
+    axes = figure.subplots(1, len(table.apart), sharey=True, squeeze=False)[0]
+    for ax, (measure, of) in zip(axes, table.apart.items(), strict=True):
         for y, model in enumerate(models):
             if model in of:
                 middle, (low, high) = 100 * of[model]["difference"], (100 * end for end in of[model]["ci95"])
@@ -121,5 +152,5 @@ def picture(cells: list[Cell], found: Differences, title: str) -> Figure:
         ax.set_title(measure, fontsize="medium")
     axes[0].set_yticks(range(len(models)), models)
     axes[0].invert_yaxis()
-    figure.suptitle(f"{title}: points over {cells[0].model}", fontsize="medium")
+    figure.suptitle(f"{table.title}: points over {table.cells[0].model}", fontsize="medium")
     return figure
