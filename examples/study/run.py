@@ -29,22 +29,7 @@ BUSY = 75  # how a child ends whose run is being made by another process: EX_TEM
 def main(words: list[str]) -> None:
     args = parse(words)
     try:
-        plan = read_plan(args.plan)
-        for name, given in (("parts", args.parts), ("models", args.models)):
-            if unknown := [one for one in given or () if one not in plan[name]]:
-                raise ValueError(f"--{name} must be of {', '.join(plan[name])}, got {unknown[0]!r}.")
-        if args.workers < 1:
-            raise ValueError(f"--workers must be an integer >= 1, got {args.workers}.")
-        runs = [run for run in runs_of(plan, args.parts) if args.models is None or run.model in args.models]
-        if args.shared:  # times are not taken while others work
-            runs = [replace(run, stages=tuple(stage for stage in run.stages if stage != "cost")) for run in runs]
-        for task in {run.task for run in runs}:
-            if not (args.data / task / "train.jsonl").is_file():
-                raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
-        if args.runs.exists() and not args.runs.is_dir():
-            raise ValueError(f"--runs {args.runs} must be a folder.")
-        for run in runs:  # a broken line is said before anything is made
-            read_run(args.runs, run)
+        runs = asked_for(args)
     except ValueError as error:
         sys.exit(f"study run: error: {error}")
     args.runs.mkdir(parents=True, exist_ok=True)
@@ -56,6 +41,27 @@ def main(words: list[str]) -> None:
         work(runs, args, words)
     else:
         share_out(args.workers, words)
+
+
+def asked_for(args: argparse.Namespace) -> list[Run]:
+    """The runs to be made, the arguments checked."""
+    plan = read_plan(args.plan)
+    for name, given in (("parts", args.parts), ("models", args.models)):
+        if unknown := [one for one in given or () if one not in plan[name]]:
+            raise ValueError(f"--{name} must be of {', '.join(plan[name])}, got {unknown[0]!r}.")
+    if args.workers < 1:
+        raise ValueError(f"--workers must be an integer >= 1, got {args.workers}.")
+    runs = [run for run in runs_of(plan, args.parts) if args.models is None or run.model in args.models]
+    for task in {run.task for run in runs}:
+        if not (args.data / task / "train.jsonl").is_file():
+            raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
+    if args.runs.exists() and not args.runs.is_dir():
+        raise ValueError(f"--runs {args.runs} must be a folder.")
+    for run in runs:  # a broken line is said before anything is made
+        read_run(args.runs, run)
+    if args.shared:  # times are not taken while others work
+        runs = [replace(run, stages=tuple(stage for stage in run.stages if stage != "cost")) for run in runs]
+    return runs
 
 
 def one_run(run: Run, args: argparse.Namespace) -> None:
@@ -121,7 +127,7 @@ def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> None:
                 return
             kept = read_run(args.runs, run)
             # What failed is tried once, by the first who comes.
-            if not run.missing(kept) or (kept["problem"] and (not args.retry or kept["failed"] > since)):
+            if not run.missing(kept) or (kept["problem"] and (not args.retry or kept.get("failed", 0) > since)):
                 continue
             code, problem = child(run, args, words)
             if code == BUSY:

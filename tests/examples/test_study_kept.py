@@ -135,7 +135,7 @@ def test_two_lines_of_the_same_settings_are_refused(kept, tmp_path):
 @pytest.fixture(scope="module")
 def in_tree():
     """task -> its lines."""
-    return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in RUNS.iterdir()}
+    return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in RUNS.glob("*.jsonl")}
 
 
 def test_the_runs_in_the_tree_are_of_its_plan_and_named_after_it(kept, in_tree):
