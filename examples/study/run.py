@@ -52,7 +52,7 @@ def asked_for(args: argparse.Namespace) -> list[Run]:
     if args.workers < 1:
         raise ValueError(f"--workers must be an integer >= 1, got {args.workers}.")
     runs = [run for run in runs_of(plan, args.parts) if args.models is None or run.model in args.models]
-    for task in {run.task for run in runs}:
+    for task in dict.fromkeys(run.task for run in runs):
         if not (args.data / task / "train.jsonl").is_file():
             raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
     if args.runs.exists() and not args.runs.is_dir():

@@ -38,6 +38,7 @@ class Table:
         note: what it is of.
         cells: a model each; the first is what the others are compared with.
         lines: accuracies, a line a model, and what the most frequent label would score.
+        apart: what the other models score over the first, where both were run.
     """
 
     title: str

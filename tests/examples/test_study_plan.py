@@ -54,7 +54,7 @@ def test_equal_settings_are_one_run_whatever_they_are_called(study, plan):
 
 
 def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study):
-    """Its names are hashes of what it says, and the defaults come from it."""
+    """Its runs are known by what it says, and the defaults come from them."""
     for name, model in study.plan.read_plan(EXAMPLES / "study/plan.yaml")["models"].items():
         plain = model.get("connection") in ("bert", "ex-bert")  # the latter in all layers, whatever the default
         of_implicit = model.get("of", model.get("teacher", "BERT")) != "BERT"
