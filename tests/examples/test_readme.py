@@ -14,7 +14,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TESTS = (ROOT / "tests/README.md").read_text(encoding="utf-8")
 PAGES = [
     *("README.md", ".github/CONTRIBUTING.md"),
-    *(f"{folder}/README.md" for folder in ("imbert_hf", "model_cards", "examples", "tests")),
+    *(f"{folder}/README.md" for folder in ("imbert_hf", "model_cards", "model_cards/study", "examples", "tests")),
+    "examples/study/README.md",
 ]
 HUB_ID = "google-bert/bert-base-uncased"
 # What the table "Works with" covers: tests/*/test_<name>.py.
@@ -58,7 +59,7 @@ def test_set_up_is_two_one_line_commands():
 @pytest.mark.parametrize("page", PAGES)
 def test_named_files_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    for name in re.findall(r"(?<![\w/.])(?:examples|tests|imbert_hf|model_cards)/[\w.]+\.\w+", text):
+    for name in re.findall(r"(?<![\w/.])(?:examples|tests|imbert_hf|model_cards)/[\w/.-]+\.\w+", text):
         assert (ROOT / name).exists(), name
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert ((ROOT / page).parent / link).exists(), link

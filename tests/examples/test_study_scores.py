@@ -1,10 +1,11 @@
-"""What the tables of examples/study.py make of rows whose scores are known."""
+"""What the tables of examples/study make of rows whose scores are known."""
 
 import re
 from importlib import import_module
 
 import numpy
 import pytest
+import yaml
 
 
 pytest.importorskip("sklearn")
@@ -13,7 +14,7 @@ pytest.importorskip("tabulate")
 
 @pytest.fixture(scope="module")
 def tables():
-    return import_module("study_tables")
+    return import_module("study.tables")
 
 
 def kept_of(clean, problem=None, **more):
@@ -39,8 +40,7 @@ def test_the_official_score_of_a_task(tables):
     qqp = {"qqp": {"attacked": "1101", "f1": 0.25, "original": "1111", "majority": 0.5}}
     assert tables.official(qqp) == (0.75 + 0.25) / 2
     kept = {"stages": {"test": kept_of("1111")["stages"]["choice"] | {"advglue": qqp}}, "problem": None}
-    head, _, line, *_ = tables.accuracies([tables.Cell("m", {0: kept})], "test").splitlines()
-    cells = dict(zip(*([cell.strip() for cell in of.split("|")] for of in (head, line)), strict=True))
+    cells = tables.accuracies(tables.Cell("m", {0: kept}), "test")
     assert (cells["AdvGLUE"], cells["official"]) == ("75.0", "50.0")
 
 
@@ -62,10 +62,10 @@ def test_failures_are_counted_and_differences_are_over_common_seeds(tables):
         tables.Cell("a", {0: kept_of("1111"), 1: kept_of("0000")}),
         tables.Cell("b", {0: kept_of("1110"), 1: {"stages": {}, "problem": "diverged"}}),
     ]
-    assert "| 1 of 2, 1 failed | 75.0 " in tables.accuracies(cells, "choice")
-    found = tables.differences(cells, "choice")
-    assert found["clean"]["b"]["difference"] == -0.25
-    assert "| -25.0 [-75.0, +0.0] (1) |" in tables.difference_table(cells, found)
+    table = tables.part_table("title", "note", cells, "choice")
+    assert "| 1 of 2, 1 failed | 75.0 " in tables.markdown(table.lines)
+    assert table.apart["clean"]["b"]["difference"] == -0.25
+    assert tables.difference_lines(table)[0]["clean"] == "-25.0 [-75.0, +0.0] (1)"
 
 
 def kept_test(task, right):
@@ -85,7 +85,7 @@ RIGHT = {"sst2": 10, "qqp": 8, "mnli": 9, "qnli": 7, "rte": 6}  # of 20, by mode
 @pytest.fixture
 def scored(tmp_path):
     """A plan with runs but those absent: b has two rows more right than a, each seed as many more as its number."""
-    plan_of = import_module("study_plan")
+    plan_of, kept = import_module("study.plan"), import_module("study.kept")
     part = {"seeds": [0, 1, 2, 3], "models": ["a", "b", "d"], "stages": ["test"]}
     parts = {"one": part | {"tasks": ["sst2"]}, "rest": part | {"tasks": ["qqp", "mnli", "qnli", "rte"]}}
     models = {"a": {"x": 0}, "b": {"x": 1}, "d": {"x": 2}}
@@ -93,14 +93,15 @@ def scored(tmp_path):
     absent = {("a", 1), ("b", 2), ("b", 1, "rte"), *(("d", seed, "rte") for seed in range(4))}
     for run in plan_of.runs_of(plan):
         if not {(run.model, run.seed), (run.model, run.seed, run.task)} & absent:
-            plan_of.write_run(tmp_path, run, kept_test(run.task, RIGHT[run.task] + 2 * (run.model == "b") + run.seed))
+            kept.write_run(tmp_path, run, kept_test(run.task, RIGHT[run.task] + 2 * (run.model == "b") + run.seed))
     return plan, tmp_path
 
 
 def test_the_score_over_all_tasks(scored):
     """Tasks weigh the same whatever their seeds, and MNLI's sets the same; QQP's is the mean of accuracy and F1."""
-    table, cells, apart = import_module("study_advglue").score_table(scored[0], "all", scored[1])
-    head, _, a, b, d, frequent = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    table = import_module("study.advglue").score_table(scored[0], "all", scored[1])
+    cells, apart, head = table.cells, table.apart, list(table.lines[0])
+    a, b, d, frequent = (list(line.values()) for line in table.lines)
     assert head == ["", "seeds", "clean", "noise", "embedding", "AdvGLUE", "official"]
     seeds_a, seeds_b, last_b = 5 / 3, 4 / 3, 3 / 2  # means of the seeds' numbers
     clean_a, clean_b = (8 + seeds_a) / 20, (8 + 2 + (4 * seeds_b + last_b) / 5) / 20
@@ -129,19 +130,45 @@ def test_one_seed_of_any_task_resolves_nothing(tables):
 
 def test_no_score_without_the_first_model_or_another(scored):
     plan, folder = scored
-    score_table = import_module("study_advglue").score_table
+    score_table = import_module("study.advglue").score_table
     for names, shown in ((["a", "b"], True), (["a", "d"], False), (["d", "a", "b"], False), (["b", "a"], True)):
         scores = {"some": {"parts": ["rest"], "models": names}}
         found = score_table(plan | {"scores": scores}, "some", folder)
-        assert [cell.model for cell in found[1]] == names if shown else found is None
+        assert [cell.model for cell in found.cells] == names if shown else found is None
 
 
 def test_the_report_shows_the_score(scored, tmp_path):
-    report = import_module("study_report")
-    found = report.sections(*scored, tmp_path / "study.md")
-    assert list(found) == ["all", "one", "rest"]
-    lines = found["all"].splitlines()
-    assert lines[0] == "### all"
+    """On its page too, with what is resolved in words; a part of several tasks has a table each below one heading."""
+    plan, runs = scored
+    summary = {"Five tasks": "all", "One": "one"}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan | {"about": "Which?", "summary": summary}, sort_keys=False))
+    words = [str(tmp_path / "plan.yaml"), "--runs", str(runs), "--output", str(tmp_path / "report")]
+    import_module("study.report").main(words)
+    lines = (tmp_path / "report/tables.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("#")] == ["# Every table", "## all", "## one", "## rest"]
+    assert sum(line.startswith("Task ") for line in lines) == 5
     assert any(line.startswith("Means over sst2, qqp, mnli, qnli, rte, of weight one each") for line in lines)
     assert any(re.match(r"\| b +\| .*\+10\.0 \[.+, .+\] \(2\)", line) for line in lines)
-    assert (tmp_path / "study-all.png").exists()
+    figures = {
+        "all",
+        *(f"{part}-validation" for part in ("one-sst2", "rest-qqp", "rest-mnli", "rest-qnli", "rest-rte")),
+    }
+    assert {path.stem for path in (tmp_path / "report/figures").iterdir()} == figures
+    page = (tmp_path / "report/README.md").read_text()
+    assert "Which?" in page
+    answer = "- **Five tasks**, over a. `b`: better in clean, noise, embedding and AdvGLUE.\n"
+    assert answer in page
+    table = page.split("## Five tasks")[1].split("\n\n")[2].splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["a", "b"]  # d lacks a task
+    assert re.search(r"\| a +\| 3 of 4 +\| 58\.3 ± 7\.6 ", page.split("## One")[1])
+    assert "45 of the 60 planned runs were made." in page
+
+
+def test_a_report_without_differences_has_its_tables(tmp_path, scored):
+    plan, runs = scored
+    parts = {"one": plan["parts"]["one"] | {"models": ["a"]}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"models": plan["models"], "parts": parts}))
+    report = tmp_path / "report"
+    import_module("study.report").main([str(tmp_path / "plan.yaml"), "--runs", str(runs), "--output", str(report)])
+    assert "| a  |" in (report / "README.md").read_text()
+    assert list((report / "figures").iterdir()) == []

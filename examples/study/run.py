@@ -1,0 +1,185 @@
+"""Makes the runs of a plan, each a fine-tuning and what is measured of it, and goes on where it was stopped.
+
+    python examples/study run examples/study/plan.yaml --data path/to/data --runs outputs/study --workers 2
+
+README.md, beside this file, says what DATA and the plan hold, and what is kept in RUNS.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from study.kept import read_run, write_run
+from study.plan import Run, read_plan, runs_of
+
+
+BUSY = 75  # how a child ends whose run is being made by another process: EX_TEMPFAIL of sysexits.h
+
+
+def main(words: list[str]) -> None:
+    args = parse(words)
+    try:
+        runs = asked_for(args)
+    except ValueError as error:
+        sys.exit(f"study run: error: {error}")
+    args.runs.mkdir(parents=True, exist_ok=True)
+    if args.run is not None:
+        one_run(next(run for run in runs if run.key == args.run), args)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("study run: terminated; the same command goes on"))
+    if args.workers == 1:
+        work(runs, args, words)
+    else:
+        share_out(args.workers, words)
+
+
+def asked_for(args: argparse.Namespace) -> list[Run]:
+    """The runs to be made, the arguments checked."""
+    plan = read_plan(args.plan)
+    for name, given in (("parts", args.parts), ("models", args.models)):
+        if unknown := [one for one in given or () if one not in plan[name]]:
+            raise ValueError(f"--{name} must be of {', '.join(plan[name])}, got {unknown[0]!r}.")
+    if args.workers < 1:
+        raise ValueError(f"--workers must be an integer >= 1, got {args.workers}.")
+    runs = [run for run in runs_of(plan, args.parts) if args.models is None or run.model in args.models]
+    for task in dict.fromkeys(run.task for run in runs):
+        if not (args.data / task / "train.jsonl").is_file():
+            raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
+    if args.runs.exists() and not args.runs.is_dir():
+        raise ValueError(f"--runs {args.runs} must be a folder.")
+    for run in runs:  # a broken line is said before anything is made
+        read_run(args.runs, run)
+    if args.shared:  # times are not taken while others work
+        runs = [replace(run, stages=tuple(stage for stage in run.stages if stage != "cost")) for run in runs]
+    return runs
+
+
+def one_run(run: Run, args: argparse.Namespace) -> None:
+    """What a child does: the run, unless somebody else is at it, or at that whose weights it needs."""
+    try:
+        # Held by the process that makes the run; the system gives it up where that one dies.
+        with FileLock(args.runs / f".{run.taught_by.key}.lock", timeout=0):
+            if not run.missing(read_run(args.runs, run)):  # another was quicker, and has said so
+                sys.exit(BUSY)
+            from study.stages import make_run  # torch and all that; the others only wait
+
+            make_run(run, args.data, args.runs, args.model)
+    except Timeout:
+        sys.exit(BUSY)
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "study run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("plan", type=Path, help="YAML file")
+    parser.add_argument("--data", type=Path, required=True, help="folder of <task>/<split>.jsonl and adv_glue")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of <task>.jsonl, begun or gone on with")
+    parser.add_argument("--model", metavar="DIR", help="a copy of the plan's model_name_or_path on this machine")
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="of the plan's parts (default: all)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="of the plan's models (default: all)")
+    parser.add_argument("--workers", type=int, default=1, help="processes, which share cores and GPUs (default: 1)")
+    parser.add_argument("--time-limit", type=float, default=7200, help="seconds a run may take (default: 7200)")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which no run is begun")
+    parser.add_argument("--retry", action="store_true", help="make again what failed or took too long")
+    parser.add_argument("--shared", action="store_true", help=argparse.SUPPRESS)  # of one of several workers
+    parser.add_argument("--run", help=argparse.SUPPRESS)  # the one run that a worker's child makes
+    return parser.parse_args(words)
+
+
+def share_out(count: int, words: list[str]) -> None:
+    """Several processes of this command, each with its share of the cores and a GPU, where there are any."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        import torch  # takes seconds, and only counts
+
+        allowed = ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = [gpu for gpu in allowed.split(",") if gpu]
+    threads, workers = str(max(1, (os.cpu_count() or 1) // count)), []
+    for number in range(count):
+        device = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+        command = [sys.executable, str(Path(__file__).parent), "run", *words, "--workers", "1", "--shared"]
+        workers.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads, **device}))
+    try:
+        sys.exit(max(abs(worker.wait()) for worker in workers))
+    finally:
+        for worker in workers:
+            worker.terminate()
+
+
+def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> None:
+    """Makes every run, each in a process of its own, and waits for those that others are making."""
+    begun, since = time.monotonic(), time.time()
+    while runs:
+        busy = []
+        for run in runs:
+            if time.monotonic() - begun > args.stop_after:
+                return
+            kept = read_run(args.runs, run)
+            # What failed is tried once, by the first who comes.
+            if not run.missing(kept) or (kept["problem"] and (not args.retry or kept.get("failed", 0) > since)):
+                continue
+            code, problem = child(run, args, words)
+            if code == BUSY:
+                busy.append(run)
+                continue
+            if code > 0:
+                write_run(args.runs, run, read_run(args.runs, run) | {"problem": problem, "failed": time.time()})
+            print(progress(run, problem, runs, args.runs), flush=True)
+        runs = busy
+        time.sleep(5 * bool(busy))
+
+
+def child(run: Run, args: argparse.Namespace, words: list[str]) -> tuple[int, str | None]:
+    """Makes the run. Returns how it ended, below 0 where it was killed, and what went wrong."""
+    log = args.runs / f".{run.key}.log"
+    # The stages are the part's.
+    command = [sys.executable, str(Path(__file__).parent), "run", *words, "--parts", run.part, "--run", run.key]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait(args.time_limit)
+        except subprocess.TimeoutExpired:
+            return 1, f"exceeded the time limit of {args.time_limit:g} s"
+        finally:
+            process.kill()
+            process.wait()
+        file.seek(0)
+        text = file.read()
+    if code == BUSY:
+        return code, None
+    log.write_text(text, encoding="utf-8")
+    if code < 0:
+        return code, f"was killed by signal {-code}"
+    said = [line.strip() for line in text.splitlines() if line.strip()]
+    return code, None if code == 0 else said[-1] if said else f"ended with {code}"
+
+
+def progress(run: Run, problem: str | None, runs: list[Run], folder: Path) -> str:
+    """One line: what was done, and about how long the rest takes at the pace of runs of the same task and model."""
+    spent: dict[Any, list[float]] = {}
+    left: dict[str, Run] = {}
+    for one in runs:
+        kept = read_run(folder, one)
+        if kept["problem"] is None and one.missing(kept):
+            left[one.key] = one
+        elif kept["problem"] is None:
+            spent.setdefault((one.task, one.model), []).append(sum(kept["seconds"].values()))
+    every = [seconds for of_kind in spent.values() for seconds in of_kind] or [0.0]
+    rest = sum(median(spent.get((one.task, one.model), every)) for one in left.values())
+    count = len({one.key for one in runs})
+    what = problem or f"{sum(read_run(folder, run)['seconds'].values()):.0f} s"
+    return (
+        f"[{count - len(left)}/{count}] {run.part}: {run.task}, seed {run.seed}, {run.model}: {what}; "
+        f"{rest / 60:.0f} minutes of one worker left"
+    )

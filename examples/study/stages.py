@@ -1,0 +1,276 @@
+"""The stages of one run of a study: fine-tuning, and what is measured of the model.
+
+Which rows a model has right is kept as text, a digit a row: 1 right, 0 wrong, and - where there is nothing to be right
+about. report.py compares models on the same rows. Texts and labels of the data are not kept.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import distill
+import finetune_glue
+import numpy
+import torch
+import transformers
+from robust_losses import r3f_losses
+from sklearn.metrics import f1_score
+
+from imbert_hf import IMBertConfig
+from imbert_hf.evaluation.advglue import scores as advglue
+from imbert_hf.evaluation.attacks.ascent import Ascent, attacked, moved_embeddings
+from imbert_hf.evaluation.attacks.ascent import words_of as movable
+from imbert_hf.evaluation.attacks.candidates import CharacterEdits
+from imbert_hf.evaluation.attacks.noise import noise
+from imbert_hf.evaluation.attacks.query import query_attack
+from imbert_hf.evaluation.cost.measures import interleave, ratio, timed
+from imbert_hf.evaluation.cost.settings import make_batch
+from imbert_hf.evaluation.cost.variants import Floor, Variant, plain_bert, plain_losses
+from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
+from imbert_hf.evaluation.data.tasks import Row, find_task, read_rows
+from study.kept import read_run, write_run
+from study.plan import (
+    ATTACKED,
+    BATCH,
+    CHOICE,
+    LENGTH,
+    NOISE,
+    QUERIED,
+    RADIUS,
+    ROUNDS,
+    STAGES,
+    STEPS,
+    STRENGTH,
+    VALIDATION,
+    Run,
+    words_of,
+)
+
+
+ATTACK = Ascent(steps=STEPS, restarts=1)
+KEPT = ("metrics", "rows", "steps", "seconds_per_training_step", "im_fields", "device", "versions", "git")
+
+
+def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
+    """Makes the stages of a run that are missing, and keeps each as soon as it is done.
+
+    What was measured of other weights is dropped: the same seed, trained again elsewhere, need not give the same ones.
+
+    Args:
+        data: folder of the tasks' rows and of adv_glue.
+        runs: where the lines are kept; weights in runs/weights.
+        model: folder to train from in place of the plan's model_name_or_path.
+    """
+    kept = read_run(runs, run) | {"problem": None}
+    kept.pop("failed", None)
+    weights = runs / "weights" / run.trained.key
+    if run.missing(kept) and not (weights / "model.safetensors").exists():
+        kept["stages"].pop("train", None)
+    for stage in STAGES:
+        if stage not in run.missing(kept):
+            continue
+        begun = time.perf_counter()
+        if stage == "train":
+            found = train(run, data, weights, model)
+            digest = hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()[:16]
+            if kept.setdefault("weights", digest) != digest:
+                kept |= {"weights": digest, "stages": {}, "seconds": {}, "made": {}}
+        else:
+            options: dict[str, Any] = {"max_length": run.arguments.get("max_seq_length", 128)}
+            options["device"] = device = "cuda" if torch.cuda.is_available() else "cpu"
+            classifier = load_classifier(str(with_fields(run, weights)), find_task(run.task), name=run.model, **options)
+            # No cast that was made under inference_mode may reach the attack's gradients: no cache.
+            dtype = getattr(torch, run.autocast or "float32")
+            with torch.autocast(device, dtype, enabled=bool(run.autocast) and stage != "cost", cache_enabled=False):
+                found = STAGE[stage](run, classifier, data, runs)
+        kept["stages"][stage] = found
+        kept["seconds"][stage] = round(time.perf_counter() - begun, 1)
+        kept.setdefault("made", {})[stage] = made_by()
+        write_run(runs, run, kept)
+
+
+def made_by() -> dict[str, Any]:
+    """Code and machine: with others, numbers differ."""
+    about = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
+    return about | {"git": finetune_glue.git_state(), "cuda": torch.cuda.is_available()}
+
+
+def train(run: Run, data: Path, weights: Path, model: str | None) -> dict[str, Any]:
+    """What finetune_glue.py or distill.py writes, without paths; its validation rows are those of `split`.
+
+    The last epoch is kept. Weights that another run has trained with the same arguments are taken as they are.
+    """
+    if not (weights / "results.json").exists() or not (weights / "model.safetensors").exists():
+        finetune(run, data, weights, model)
+    results = json.loads((weights / "results.json").read_text(encoding="utf-8"))
+    return {name: results[name] for name in KEPT}
+
+
+def finetune(run: Run, data: Path, weights: Path, model: str | None) -> None:
+    script: Callable[[list[str]], None] = distill.main if run.teacher else finetune_glue.main
+    arguments = dict(run.arguments)
+    if run.teacher:
+        teacher = weights.with_name(run.taught_by.key)
+        train(run.taught_by, data, teacher, model)
+        arguments.pop("model_name_or_path", None)
+        arguments["teacher"] = str(teacher)
+    elif model:
+        arguments["model_name_or_path"] = model
+    words = words_of({**arguments, "task": run.task, "seed": run.seed, "output_dir": str(weights)})
+    words += ["--data_dir", str(split(data, run.task, weights.parent)), "--eval_strategy", "no"]
+    words += ["--save_strategy", "epoch", "--save_total_limit", "1", "--report_to", "none", "--disable_tqdm", "True"]
+    words += [] if torch.cuda.is_available() else ["--use_cpu", "True"]  # bf16 needs to be told
+    for checkpoint in weights.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").exists():  # written last: this one was cut off
+            shutil.rmtree(checkpoint)
+    begun = any(weights.glob("checkpoint-*"))
+    script(words + (["--resume_from_checkpoint", "last"] if begun else ["--overwrite_output_dir"]))
+    for checkpoint in weights.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def with_fields(run: Run, weights: Path) -> Path:
+    """The folder of the weights, or a copy of it in which the model has the run's im_ fields."""
+    if not run.fields:
+        return weights
+    folder = weights.with_name(run.key)
+    shutil.copytree(weights, folder, dirs_exist_ok=True)
+    IMBertConfig.from_pretrained(weights, **run.fields).save_pretrained(folder)
+    return folder
+
+
+def split(data: Path, task: str, folder: Path) -> Path:
+    """Rows for finetune_glue.py: CHOICE of the train file to choose settings by, and the others to train on."""
+    rows = (data / task / "train.jsonl").read_bytes().splitlines()
+    if len(rows) <= CHOICE:
+        raise ValueError(f"{data / task / 'train.jsonl'} must hold more than {CHOICE} rows, got {len(rows)}.")
+    chosen = set(numpy.random.default_rng(0).choice(len(rows), CHOICE, replace=False).tolist())
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    for name, keep in ((validation_file(task), True), ("train.jsonl", False)):
+        part = folder / task / f".{name}.{os.getpid()}"
+        part.write_bytes(b"".join(row + b"\n" for i, row in enumerate(rows) if (i in chosen) == keep))
+        os.replace(part, folder / task / name)
+    return folder
+
+
+def validation_file(task: str) -> str:
+    return "validation_matched.jsonl" if task == "mnli" else "validation.jsonl"
+
+
+def choice(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, Any]:
+    """By these a setting may be chosen: rows of the train file that no run trains on."""
+    folder = split(data, run.task, runs / "weights")
+    return measured(classifier, read_rows(folder / run.task / validation_file(run.task), classifier.task))
+
+
+def test(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, Any]:
+    """To be looked at once, when all is chosen: GLUE's validation rows, and AdvGLUE's dev set."""
+    found = measured(classifier, test_rows(run, classifier, data, VALIDATION))
+    found["advglue"] = {}
+    for name in ("mnli", "mnli-mm") if run.task == "mnli" else (run.task,):
+        of_task = replace(classifier, task=find_task(name))
+        answers = advglue.run(of_task, read_rows(data / "adv_glue" / "dev_ann.json", of_task.task), residuals="none")
+        found["advglue"][name] = {
+            "attacked": bits(answers.right),
+            "original": bits(r if p else None for r, p in zip(answers.original_right, answers.paired, strict=True)),
+            "majority": majority(answers.rows),
+            "f1": float(f1_score(answers.gold, answers.labels, zero_division=0.0)) if name == "qqp" else None,
+        }
+    return found
+
+
+def query(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, Any]:
+    """The character attack on validation rows."""
+    rows = test_rows(run, classifier, data, QUERIED)
+    results = query_attack(classifier, rows, candidates=CharacterEdits())
+    return {
+        "before": bits(r.before == r.label for r in results),
+        "after": bits(r.after == r.label for r in results),
+        "queries": [r.queries for r in results],
+    }
+
+
+def cost(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, Any]:
+    """Times of inference and of a training step to plain BERT's with the same weights, in turns."""
+    batch = make_batch(classifier.model, classifier.tokenizer, None, BATCH, LENGTH)
+    losses = r3f_losses if run.arguments.get("r3f") else plain_losses
+    one = Floor(1.0, 1.0)  # not looked at
+    rows = {
+        "own": Variant("own", "own", classifier.model, one, losses=losses),
+        "BERT": Variant("BERT", "BERT", plain_bert(classifier.model), one),
+    }
+    found: dict[str, Any] = {"batch": [BATCH, LENGTH], "threads": torch.get_num_threads()}
+    wait = torch.cuda.synchronize if classifier.model.device.type == "cuda" else lambda: None
+    for what, training in (("inference", False), ("training", True)):
+        actions = {name: partial(timed, row, batch, training) for name, row in rows.items()}
+        interleave(actions, 1, synchronise=wait)
+        seconds = interleave(actions, ROUNDS, synchronise=wait)
+        found[what] = ratio(seconds["own"], seconds["BERT"])
+    return found
+
+
+STAGE = {"choice": choice, "test": test, "query": query, "cost": cost}
+
+
+def test_rows(run: Run, classifier: Classifier, data: Path, limit: int) -> list[Row]:
+    return read_rows(data / run.task / validation_file(run.task), classifier.task, limit=limit)
+
+
+def measured(classifier: Classifier, rows: list[Row]) -> dict[str, Any]:
+    """Clean, under natural noise, under the attack on the embeddings; growth of a perturbation, and residuals."""
+    prediction = predict(classifier, [row.texts for row in rows])
+    right = [label == row.label for label, row in zip(prediction.labels, rows, strict=True)]
+    noisy = noise(
+        classifier,
+        rows,
+        kinds=NOISE,
+        strengths=(STRENGTH,),
+        keep=lambda key, make: make() if key["strength"] else right,  # strength 0 is the clean text
+    )
+    few = rows[:: max(1, len(rows) // ATTACKED)][:ATTACKED]
+    # The difference is near the rounding of half precision.
+    with torch.autocast(classifier.model.device.type, enabled=False):
+        grown = mean_growth(classifier, few)
+    return {
+        "clean": bits(right),
+        "majority": majority(rows),
+        "noise": {entry["kind"]: bits(entry["right"]) for entry in noisy},
+        "embedding": bits(attacked(classifier, few, RADIUS, ATTACK)),
+        "growth": grown,
+        "residual": float(prediction.residuals.mean()) if prediction.residuals.size else None,
+        "converged": float(prediction.converged.mean()) if prediction.converged.size else None,
+    }
+
+
+@torch.no_grad()
+def mean_growth(classifier: Classifier, rows: list[Row]) -> float | None:
+    """Mean over rows of ||h_L' - h_L|| / ||h_L|| to ||h_0' - h_0|| / ||h_0||, for one random movement of the words."""
+    generator = torch.Generator().manual_seed(0)
+    ratios: list[float] = []
+    for row in rows:
+        batch = classifier.collate(classifier.encode([row.texts]))
+        embedded = classifier.model.get_input_embeddings()(batch["input_ids"])
+        delta = torch.randn(embedded.shape, generator=generator).to(embedded) * movable(classifier, batch)[..., None]
+        states = classifier.model(**batch, output_hidden_states=True).hidden_states
+        with moved_embeddings(classifier.model, delta * (RADIUS * embedded.norm() / delta.norm().clamp_min(1e-9))):
+            moved = classifier.model(**batch, output_hidden_states=True).hidden_states
+        first, *_, last = [float((m - h).norm() / h.norm()) for h, m in zip(states, moved, strict=True)]
+        ratios += [last / first] if first else []
+    ratios = [r for r in ratios if numpy.isfinite(r)]
+    return float(numpy.mean(ratios)) if ratios else None
+
+
+def bits(right: Iterable[Any]) -> str:
+    return "".join("-" if r is None else "01"[bool(r)] for r in right)
+
+
+def majority(rows: Sequence[Row]) -> float:
+    """Accuracy of always the most frequent label."""
+    return float(numpy.bincount([row.label for row in rows]).max() / len(rows))
