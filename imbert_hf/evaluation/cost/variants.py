@@ -1,6 +1,7 @@
 """What is measured: plain BERT, EX-BERT and the settings of IM-BERT, each with the least that it must cost."""
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,8 +68,8 @@ def floor(
 
 
 def plain_bert(model: Any) -> Any:
-    """transformers' BertForSequenceClassification with the parameters of an IMBertForSequenceClassification, shared."""
-    bert = model.to_plain()
+    """transformers' BertForSequenceClassification with the parameters of `model`, such a one or IM-BERT, shared."""
+    bert = model.to_plain() if hasattr(model, "to_plain") else copy.deepcopy(model)
     bert.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     return bert.eval()
 
