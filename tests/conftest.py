@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny BERT, so that most tests take milliseconds."""
+"""What holds for every test: no Hub, no GPU, one thread; and a batch."""
 
 import os
 
@@ -11,40 +11,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import pytest
 import torch
 import transformers
-from transformers import BertConfig
-
-from imbert_hf import IMBertConfig
 
 
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
-
-TINY = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-}
-
-
-def bert_config(**kwargs) -> BertConfig:
-    return BertConfig(**{**TINY, **kwargs})
-
-
-def imbert_config(**kwargs) -> IMBertConfig:
-    return IMBertConfig(**{**TINY, "im_layers": "all", **kwargs})
-
-
-def lively(model):
-    """The model with larger random weights: at BERT's initial 0.02 its layers are nearly the identity."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "embeddings" not in name:
-                parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 @pytest.fixture

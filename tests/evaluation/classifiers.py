@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import torch
-from conftest import TINY, bert_config, imbert_config, lively
+from tiny import TINY, bert_config, imbert_config, lively
 from transformers import BertForSequenceClassification, BertTokenizer
 
 from imbert_hf import IMBertForSequenceClassification

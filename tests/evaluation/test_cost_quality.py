@@ -8,8 +8,8 @@ from dataclasses import replace
 import costs
 import pytest
 import torch
-from conftest import imbert_config
 from problems import Linear, Mixing, inputs
+from tiny import imbert_config
 
 from imbert_hf import Anderson, FixedPoint, IMBertForSequenceClassification
 from imbert_hf.evaluation.cost import measures as cost_measures

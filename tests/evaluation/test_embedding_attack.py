@@ -7,8 +7,8 @@ import numpy
 import pytest
 import torch
 from classifiers import WORDS, Linear, bert, classifier, imbert, labelled, save
-from conftest import lively
 from families import config_of
+from tiny import lively
 
 import imbert_hf
 from imbert_hf import layers_imbert

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import hub
 import pytest
-from conftest import bert_config, imbert_config, lively
 from families import config_of
 from huggingface_hub import ModelCard
 from pushing import SCRIPT
 from test_checkpoints import STRANGER, files_of
+from tiny import bert_config, imbert_config, lively
 from transformers import BertForSequenceClassification, BertTokenizer
 
 import imbert_hf

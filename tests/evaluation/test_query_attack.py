@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-from conftest import bert_config, lively
 from scipy.special import softmax
+from tiny import bert_config, lively
 from transformers import BatchEncoding, BertForMaskedLM, BertForSequenceClassification, BertTokenizer
 
 from imbert_hf.evaluation.attacks.candidates import CharacterEdits, Word, load_masked_language_model

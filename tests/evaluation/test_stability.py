@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import bert_config, imbert_config, lively
 from problems import Mixing, inputs, step
+from tiny import bert_config, imbert_config, lively
 from transformers import BertForSequenceClassification, BertModel, BertTokenizer, DistilBertConfig, DistilBertModel
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, IMBertForSequenceClassification, IMBertModel, Unrolled

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from classifiers import imbert, save, tokenizer
-from conftest import imbert_config, lively
+from tiny import imbert_config, lively
 
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.evaluation.cli import Parser, main

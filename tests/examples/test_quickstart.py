@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import quickstart
 import torch
-from conftest import bert_config, imbert_config
+from tiny import bert_config, imbert_config
 from transformers import BertForSequenceClassification, BertTokenizer
 
 

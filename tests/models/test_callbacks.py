@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import bert_config, imbert_config
 from families import FAMILIES, config_of
+from tiny import NO_DROPOUT, bert_config, imbert_config
 from torch.utils.data import Dataset
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
@@ -61,7 +61,7 @@ def test_the_callback_logs_mean_worst_and_unconverged(family, tmp_path):
 
 
 def test_the_values_are_those_of_the_forward(tmp_path):
-    model = IMBertForSequenceClassification(imbert_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    model = IMBertForSequenceClassification(imbert_config(**NO_DROPOUT))
     callback = IMBertStatisticsCallback(every=1)
     callback.on_train_begin(None, None, None, model=model)
     rows = Rows()

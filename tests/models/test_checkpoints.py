@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, imbert_config, lively
 from families import inputs_for, pair_of
+from tiny import TINY, imbert_config, lively
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizer
 
 import imbert_hf

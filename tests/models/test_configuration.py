@@ -5,7 +5,7 @@ from enum import Enum
 
 import numpy as np
 import pytest
-from conftest import TINY, imbert_config
+from tiny import TINY, imbert_config
 from transformers import AutoConfig, BertConfig
 
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification, IMBertModel

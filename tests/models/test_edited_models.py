@@ -3,7 +3,6 @@
 Each against what a fresh forward, or a save and a load, says.
 """
 
-import itertools
 import pickle
 import subprocess
 import sys
@@ -12,8 +11,8 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import TINY, imbert_config, lively
 from families import pair_of
+from tiny import NO_DROPOUT, PAIRS, SOLVERS, TINY, imbert_config, lively
 from torch import nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 from transformers import (
@@ -34,10 +33,6 @@ from imbert_hf import (
     IMBertModel,
     IMBertPreTrainedModel,
 )
-
-
-SOLVERS = ("fixed_point", "anderson", "gradient_descent")
-PAIRS = list(itertools.product(SOLVERS, ("unrolled", "implicit", "one_step")))
 
 
 def model_of(layers=4, **kwargs):
@@ -490,7 +485,7 @@ def test_a_checkpoint_runs_again_at_the_place_of_its_forward(use_reentrant, batc
     """Two forwards with a cut between them, and one backward."""
     expected = []
     for checkpointing in (False, True):
-        model = model_of(3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+        model = model_of(3, **NO_DROPOUT).train()
         if checkpointing:
             options = {"use_reentrant": use_reentrant}
             model._set_gradient_checkpointing(True, partial(torch.utils.checkpoint.checkpoint, **options))

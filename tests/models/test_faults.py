@@ -12,9 +12,9 @@ import sys
 
 import pytest
 import torch
-from conftest import imbert_config, lively
 from safetensors.torch import load_file, save_file
 from test_checkpoints import PACKAGE, TRAVELLING, run_stranger
+from tiny import imbert_config, lively
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from imbert_hf import IMBertForSequenceClassification

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import bert_config, imbert_config
 from test_trainer import Rows, imbert
 from test_trainer import pytestmark as of_the_trainer
+from tiny import bert_config, imbert_config
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from imbert_hf import IMBertForSequenceClassification, ThetaScheduleCallback

@@ -14,15 +14,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import imbert_config, lively
+from tiny import GRADIENTS, SOLVERS, imbert_config, lively
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from imbert_hf import IMBertForSequenceClassification
 
 
-GRADIENTS = ("implicit", "one_step", "unrolled")
-SOLVERS = ("fixed_point", "anderson", "gradient_descent")
 WAYS = (
     "ddp",
     "ddp with checkpointing",

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY
+from tiny import TINY
 
 
 pytest.importorskip("accelerate")

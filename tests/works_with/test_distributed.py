@@ -21,6 +21,7 @@ import distributed_worker as worker
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import NO_DROPOUT
 
 
 pytest.importorskip("accelerate")
@@ -114,7 +115,7 @@ def test_fsdp2_of_parts_of_a_layer(together):
 def example(tmp_path_factory):
     """A folder with a model and data, and a function from an output folder and more to the example's arguments."""
     folder = tmp_path_factory.mktemp("glue")
-    classifiers.save(folder / "bert", classifiers.bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    classifiers.save(folder / "bert", classifiers.bert(**NO_DROPOUT))
     draw = random.Random(0)
     (folder / "sst2").mkdir()
     for split, rows in {"train": 24, "validation": 16}.items():

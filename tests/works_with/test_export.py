@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from conftest import imbert_config, lively
+from tiny import imbert_config, lively
 
 from imbert_hf import IMBertForSequenceClassification
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import imbert_config, lively
+from tiny import imbert_config, lively
 from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 
 from imbert_hf import IMBertForSequenceClassification

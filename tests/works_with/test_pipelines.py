@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 from classifiers import WORDS, labelled, tokenizer
-from conftest import bert_config, lively
 from test_checkpoints import run_stranger
+from tiny import bert_config, lively
 from transformers import pipeline
 
 import imbert_hf

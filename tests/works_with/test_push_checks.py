@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from classifiers import imbert
-from conftest import bert_config
 from pushing import example, save_among_others
+from tiny import bert_config
 from transformers import BertForSequenceClassification
 
 

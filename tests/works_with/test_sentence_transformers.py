@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import imbert_config, lively
 from test_checkpoints import run_stranger
+from tiny import imbert_config, lively
 from transformers import AutoTokenizer, BertTokenizer
 
 from imbert_hf import IMBertForSequenceClassification, IMBertModel

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bert_config, imbert_config, lively
+from tiny import NO_DROPOUT, bert_config, imbert_config, lively
 from torch.utils.data import Dataset
 from transformers import (
     BertForSequenceClassification,
@@ -29,7 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning"),
 ]
 
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 # Not Adam, which forgets the scale of a gradient.
 PLAIN = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
 
