@@ -3,7 +3,7 @@
 import itertools
 
 import torch
-from transformers import BertConfig
+from transformers import BertConfig, BertTokenizer
 
 from imbert_hf import IMBertConfig
 
@@ -20,6 +20,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SOLVERS = ("fixed_point", "anderson", "gradient_descent")
 GRADIENTS = ("unrolled", "implicit", "one_step")
 PAIRS = list(itertools.product(SOLVERS, GRADIENTS))
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def bert_config(**kwargs) -> BertConfig:
@@ -28,6 +29,11 @@ def bert_config(**kwargs) -> BertConfig:
 
 def imbert_config(**kwargs) -> IMBertConfig:
     return IMBertConfig(**{**TINY, "im_layers": "all", **kwargs})
+
+
+def tokenizer_of(words, **kwargs) -> BertTokenizer:
+    """A tokenizer that knows BERT's special tokens and these words, in this order."""
+    return BertTokenizer({word: i for i, word in enumerate([*SPECIAL, *words])}, **kwargs)
 
 
 def lively(model):

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import torch
-from tiny import TINY, bert_config, imbert_config, lively
-from transformers import BertForSequenceClassification, BertTokenizer
+from tiny import TINY, bert_config, imbert_config, lively, tokenizer_of
+from transformers import BertForSequenceClassification
 
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.evaluation.data.classifier import Classifier
@@ -15,8 +15,7 @@ WORDS = [f"w{i}" for i in range(TINY["vocab_size"] - 5)]
 
 
 def tokenizer():
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    return BertTokenizer({word: i for i, word in enumerate(vocabulary)}, model_max_length=64)
+    return tokenizer_of(WORDS, model_max_length=64)
 
 
 def labelled(labels):

@@ -8,7 +8,8 @@ import finetune_glue as glue
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForPreTraining, BertTokenizer
+from tiny import tokenizer_of
+from transformers import BertConfig, BertForPreTraining
 
 from imbert_hf.configuration_imbert import IM_FIELDS
 
@@ -63,10 +64,10 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = tokenizer_of(WORDS)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         num_hidden_layers=2,
         hidden_size=32,
         num_attention_heads=2,
@@ -82,7 +83,7 @@ def bert(tmp_path_factory):
             if new in name:
                 weights[name.replace(new, old)] = weights.pop(name)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import quickstart
 import torch
-from tiny import bert_config, imbert_config
-from transformers import BertForSequenceClassification, BertTokenizer
+from tiny import bert_config, imbert_config, tokenizer_of
+from transformers import BertForSequenceClassification
 
 
 SCRIPT = Path(quickstart.__file__)
@@ -95,9 +95,9 @@ def test_clause_is_put_before_or_after_the_sentence():
 def tiny(tmp_path):
     """The folder of a BERT that trains in no time, with a classifier that has to be replaced."""
     folder = tmp_path / "tiny"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for s in SENTENCES for word in words(s)})]
-    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
-    BertForSequenceClassification(bert_config(vocab_size=len(vocabulary), num_labels=3)).save_pretrained(folder)
+    tokenizer = tokenizer_of(sorted({word for s in SENTENCES for word in words(s)}))
+    tokenizer.save_pretrained(folder)
+    BertForSequenceClassification(bert_config(vocab_size=len(tokenizer), num_labels=3)).save_pretrained(folder)
     return folder
 
 

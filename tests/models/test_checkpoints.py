@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from families import inputs_for, pair_of
-from tiny import TINY, imbert_config, lively
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizer
+from tiny import TINY, imbert_config, lively, tokenizer_of
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 import imbert_hf
 
@@ -66,8 +66,7 @@ def run_stranger(code, *args, modules):
 def checkpoint(tmp_path):
     """A classifier with a tokenizer, and its logits for one sentence."""
     folder = tmp_path / "checkpoint"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "film", "not"]
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    tokenizer = tokenizer_of(["a", "fine", "film", "not"])
     config = imbert_config(im_solver="anderson", num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"})
     model = lively(imbert_hf.IMBertForSequenceClassification(config)).eval()
     model.save_pretrained(folder)

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from test_checkpoints import run_stranger
-from tiny import imbert_config, lively
-from transformers import AutoTokenizer, BertTokenizer
+from tiny import imbert_config, lively, tokenizer_of
+from transformers import AutoTokenizer
 
 from imbert_hf import IMBertForSequenceClassification, IMBertModel
 
@@ -19,7 +19,7 @@ from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss  #
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss  # noqa: E402
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "poor", "film", "song", "and", "not"]
+WORDS = ["a", "fine", "poor", "film", "song", "and", "not"]
 SENTENCES = ["a fine film", "not a poor film and not a poor song", "song"]
 PAIRS = [("a fine film", "a film"), ("a poor song and a film", "not a song"), ("song", "poor")]
 
@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 def save(model, folder):
     lively(model).save_pretrained(folder)
-    BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
+    tokenizer_of(WORDS).save_pretrained(folder)
     return str(folder)
 
 
