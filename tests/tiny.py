@@ -5,7 +5,7 @@ import itertools
 import torch
 from transformers import BertConfig, BertTokenizer
 
-from imbert_hf import IMBertConfig
+from imbert_hf import IMBertConfig, IMBertForSequenceClassification
 
 
 TINY = {
@@ -44,3 +44,9 @@ def lively(model):
             if parameter.dim() > 1 and "embeddings" not in name:
                 parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def imbert_model(seed=0, **fields) -> IMBertForSequenceClassification:
+    """A lively classifier in evaluation, the same for the same seed."""
+    torch.manual_seed(seed)
+    return lively(IMBertForSequenceClassification(imbert_config(**fields))).eval()

@@ -4,9 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
+from classifiers import labelled
 from huggingface_hub import ModelCard
-from tiny import lively
-from transformers import BertTokenizer
+from tiny import lively, tokenizer_of
 
 from imbert_hf.configuration_imbert import IM_FIELDS
 from imbert_hf.evaluation.cards import command
@@ -14,13 +14,12 @@ from imbert_hf.evaluation.data.loading import fingerprint
 from imbert_hf.evaluation.report import Journal
 
 
-LABELS = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+LABELS = labelled(("negative", "positive"))
 
 
 def save(folder, model_class, config):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "fine", "not"]
     lively(model_class(config)).save_pretrained(folder)
-    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    tokenizer_of(["a", "film", "fine", "not"]).save_pretrained(folder)
     return folder
 
 

@@ -13,14 +13,9 @@ pytest.importorskip("accelerate")
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
-import finetuning  # noqa: E402
 from finetuning import SCRIPT, glue, im_fields, refusal, results_of, write_rows  # noqa: E402
 
 from imbert_hf import IMBertConfig  # noqa: E402
-
-
-# Fixtures.
-one_thread, data, bert, arguments = finetuning.one_thread, finetuning.data, finetuning.bert, finetuning.arguments
 
 
 def test_users_strategies_are_not_overridden(arguments):

@@ -11,7 +11,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 from tiny import NO_DROPOUT, PAIRS, TINY, bert_config, imbert_config, lively
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -79,13 +78,6 @@ CHANGES = {
     "random numbers drawn": lambda model: torch.rand(7),
     "another seed": lambda model: torch.manual_seed(11),
 }
-
-
-@pytest.fixture
-def process_group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def make(solver, gradient, layers=2, **kwargs):

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from families import pair_of
-from tiny import NO_DROPOUT, SOLVERS, TINY, imbert_config, lively
+from tiny import NO_DROPOUT, SOLVERS, TINY, imbert_model, lively
 from torch import nn
 from transformers import (
     BertConfig,
@@ -24,9 +24,7 @@ from imbert_hf import (
 
 
 def model_of(layers=4, **kwargs):
-    torch.manual_seed(0)
-    fields = {"num_hidden_layers": layers, "im_layers": [-1], "im_learning_rate": 0.02, **kwargs}
-    return lively(IMBertForSequenceClassification(imbert_config(**fields))).eval()
+    return imbert_model(**{"num_hidden_layers": layers, "im_layers": [-1], "im_learning_rate": 0.02, **kwargs})
 
 
 def places(model, batch):

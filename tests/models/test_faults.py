@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_checkpoints import run_stranger
-from tiny import imbert_config, lively
+from tiny import imbert_model
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from imbert_hf import IMBertForSequenceClassification
@@ -21,18 +21,13 @@ from imbert_hf.configuration_imbert import IM_FIELDS
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "checkpoint"
-    model_of(0).save_pretrained(folder)
+    imbert_model(0).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
 def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "checkpoint")
-
-
-def model_of(seed, **fields):
-    torch.manual_seed(seed)
-    return lively(IMBertForSequenceClassification(imbert_config(**fields))).eval()
 
 
 def edit_config(folder, **values):
@@ -117,7 +112,7 @@ def test_weights_that_cannot_be_read(broken, folder):
 
 def test_weights_that_are_not_there(folder):
     (folder / "model.safetensors").unlink()  # a save in shards leaves it there
-    model_of(0).save_pretrained(folder, max_shard_size="20KB")
+    imbert_model(0).save_pretrained(folder, max_shard_size="20KB")
     lost = sorted(folder.glob("model-*.safetensors"))[1]
     lost.unlink()
     with pytest.raises(OSError, match=lost.name):
@@ -201,9 +196,9 @@ def names_in(folder):
 @pytest.mark.parametrize("size", [1000, 15_000, 20_000])
 def test_a_full_disk_is_an_error_and_a_second_save_is_whole(shards, size, tmp_path):
     """The disk fills up at the config or the code, and at the weights; of several shards not at the first."""
-    model_of(0, intermediate_size=256).save_pretrained(tmp_path, max_shard_size=shards)
+    imbert_model(0, intermediate_size=256).save_pretrained(tmp_path, max_shard_size=shards)
     before = names_in(tmp_path)
-    other = model_of(1, intermediate_size=256, im_iterations=7)
+    other = imbert_model(1, intermediate_size=256, im_iterations=7)
     with full_disk(size), pytest.raises(Exception, match=f"(?i)file too large|os error {errno.EFBIG}"):
         other.save_pretrained(tmp_path, max_shard_size=shards)
     other.save_pretrained(tmp_path, max_shard_size=shards)
@@ -214,7 +209,7 @@ def test_a_full_disk_is_an_error_and_a_second_save_is_whole(shards, size, tmp_pa
 
 
 def test_weights_of_a_variant_stand_beside_the_others(tmp_path):
-    half, full = model_of(0), model_of(1)
+    half, full = imbert_model(0), imbert_model(1)
     half.save_pretrained(tmp_path, variant="fp16", max_shard_size="20KB")
     full.save_pretrained(tmp_path, max_shard_size="20KB")
     half.save_pretrained(tmp_path, variant="fp16")
@@ -226,15 +221,15 @@ def test_weights_of_a_variant_stand_beside_the_others(tmp_path):
 def test_arguments_by_position_are_transformers_own(tmp_path):
     """is_main_process, state_dict, push_to_hub, max_shard_size, variant."""
     for seed, size in enumerate(("20KB", "1GB")):
-        model_of(seed).save_pretrained(tmp_path, True, None, False, size, "fp16")
+        imbert_model(seed).save_pretrained(tmp_path, True, None, False, size, "fp16")
         assert (len([*tmp_path.glob("*.safetensors")]) > 1) == (size == "20KB")
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.fp16.safetensors"]
 
 
 def test_another_process_deletes_nothing(tmp_path):
-    model_of(0).save_pretrained(tmp_path, max_shard_size="20KB")
+    imbert_model(0).save_pretrained(tmp_path, max_shard_size="20KB")
     before = names_in(tmp_path)
-    model_of(1).save_pretrained(tmp_path, is_main_process=False)
+    imbert_model(1).save_pretrained(tmp_path, is_main_process=False)
     assert before <= names_in(tmp_path)
 
 
@@ -258,7 +253,7 @@ def test_a_full_disk_in_training_leaves_the_checkpoint_before(tmp_path):
             use_cpu=True,
             disable_tqdm=True,
         )
-        return Trainer(model_of(0), args, train_dataset=rows, callbacks=list(callbacks))
+        return Trainer(imbert_model(0), args, train_dataset=rows, callbacks=list(callbacks))
 
     whole = trainer("whole")
     whole.train()

@@ -6,9 +6,7 @@ import sys
 
 import pytest
 import torch
-import torch.distributed as dist
-from test_edited_models import model_of
-from tiny import imbert_config, lively
+from tiny import imbert_config, imbert_model, lively
 from torch import nn
 from transformers import (
     AutoModel,
@@ -65,7 +63,7 @@ def test_models_of_a_users_own_class_carry_the_code(kind, where, tmp_path):
     subprocess.run([sys.executable, *command, "saved"], cwd=tmp_path, check=True, capture_output=True, timeout=120)
     folder = tmp_path / "saved"
     expected = tmp_path / "ours"
-    model_of().save_pretrained(expected)
+    imbert_model().save_pretrained(expected)
     assert files_of(folder) == files_of(expected)
     config = IMBertConfig.from_pretrained(folder)
     assert config.auto_map == IMBertConfig().auto_map
@@ -122,20 +120,16 @@ def test_a_plain_encoder_in_a_users_class_becomes_implicit(batch):
     assert model(**batch, output_im_statistics=True).im_residuals is not None
 
 
-def test_a_model_after_fully_shard_carries_the_code(tmp_path):
+def test_a_model_after_fully_shard_carries_the_code(tmp_path, process_group):
     from torch.distributed.fsdp import fully_shard
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = model_of()
-        for layer in model.bert.encoder.layer:
-            fully_shard(layer)
-        fully_shard(model)
-        state = {name: p.full_tensor().detach() for name, p in model.state_dict().items()}
-        assert type(model).__name__ == "FSDPIMBertForSequenceClassification"
-        model.save_pretrained(tmp_path, state_dict=state)
-    finally:
-        dist.destroy_process_group()
+    model = imbert_model()
+    for layer in model.bert.encoder.layer:
+        fully_shard(layer)
+    fully_shard(model)
+    state = {name: p.full_tensor().detach() for name, p in model.state_dict().items()}
+    assert type(model).__name__ == "FSDPIMBertForSequenceClassification"
+    model.save_pretrained(tmp_path, state_dict=state)
     config = IMBertConfig.from_pretrained(tmp_path)
     assert config.auto_map == IMBertConfig().auto_map
     assert "layers_imbert.py" in files_of(tmp_path)
