@@ -1,4 +1,4 @@
-"""What holds for every test: no Hub, no GPU, one thread; and a batch."""
+"""What holds for every test: no Hub, no GPU, one thread; a batch, and a stranger."""
 
 import os
 
@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
+import stranger
 import torch
 import transformers
 
@@ -24,3 +25,10 @@ def batch():
     ids = torch.randint(5, 99, (3, 9), generator=generator)
     mask = torch.arange(9)[None] < torch.tensor([5, 9, 7])[:, None]
     return {"input_ids": ids * mask, "attention_mask": mask.long()}
+
+
+@pytest.fixture(scope="session")
+def run_stranger(tmp_path_factory):
+    """Runs code in a process without imbert_hf."""
+    with stranger.running(tmp_path_factory.mktemp("stranger")) as run:
+        yield run

@@ -11,7 +11,7 @@ from families import config_of
 from huggingface_hub import ModelCard
 from measurements import CONTENTS, LABELS, advglue, rendered, run, save, stability, training, write
 from pushing import SCRIPT
-from test_checkpoints import STRANGER, files_of
+from stranger import STRANGER, files_of
 from tiny import bert_config, imbert_config
 from transformers import BertForSequenceClassification
 
@@ -290,7 +290,7 @@ def test_the_example_sends_the_card_and_a_stranger_runs_it(folder, tmp_path):
         here, there = (snippet.replace('"my-model"', repr(name)) for name in (str(folder), "me/by-example"))
         assert len({snippet, here, there}) == 3
         env = server.environment(tmp_path / "other-home") | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-        said = process("-c", STRANGER + here + there, "-", "-", env=env, cwd=tmp_path)
+        said = process("-c", STRANGER + here + there, env=env, cwd=tmp_path)
     assert set(said.split()) <= {"negative", "positive"}
     assert len(said.split()) == 2
     assert server.files["me/by-example"]["README.md"] == card

@@ -10,7 +10,6 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_checkpoints import run_stranger
 from tiny import imbert_model
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
@@ -158,7 +157,7 @@ def test_nan_in_the_weights_is_announced(folder):
         model(torch.tensor([[5, 6, 7]]))
 
 
-def test_a_code_file_that_is_missing_or_broken_is_named(saved, tmp_path):
+def test_a_code_file_that_is_missing_or_broken_is_named(saved, tmp_path, run_stranger):
     missing = shutil.copytree(saved, tmp_path / "missing")
     (missing / "solvers_imbert.py").unlink()
     broken = shutil.copytree(saved, tmp_path / "broken")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from test_checkpoints import ENTRIES, PACKAGE, TRAVELLING, files_of
+from stranger import ENTRIES, PACKAGE, TRAVELLING, files_of
 
 
 @pytest.mark.parametrize("name", TRAVELLING)

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import transformers
-from test_checkpoints import run_stranger
 from tiny import GRADIENTS, NO_DROPOUT, PAIRS, bert_config, imbert_config, lively
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, Trainer, TrainingArguments
 
@@ -202,7 +201,7 @@ def berts_opens(opens, bert, folder, batch):
         return False
 
 
-def test_a_stranger_loads_base_and_adapter(saved, batch, tmp_path):
+def test_a_stranger_loads_base_and_adapter(saved, batch, tmp_path, run_stranger):
     base, adapter, logits = saved
     code = """
 import json, peft

@@ -10,7 +10,7 @@ import pytest
 import torch
 from classifiers import tokenizer
 from pushing import SCRIPT, Worker, example, save, save_among_others
-from test_checkpoints import STRANGER
+from stranger import STRANGER
 from tiny import imbert_config
 from transformers.dynamic_module_utils import get_relative_import_files
 

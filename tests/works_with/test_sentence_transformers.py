@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from test_checkpoints import run_stranger
 from tiny import imbert_config, lively, tokenizer_of
 from transformers import AutoTokenizer
 
@@ -86,7 +85,7 @@ def test_the_trainer_lowers_the_loss(kind, loss, folder, tmp_path):
     assert trainer.evaluate()["eval_loss"] < 0.7 * start
 
 
-def test_a_stranger_loads_saves_and_loads_again(folder, tmp_path):
+def test_a_stranger_loads_saves_and_loads_again(folder, tmp_path, run_stranger):
     SentenceTransformer(folder, device="cpu").save_pretrained(str(tmp_path / "sentence"))
     CrossEncoder(folder, device="cpu").save_pretrained(str(tmp_path / "cross"))
     code = """
