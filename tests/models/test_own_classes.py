@@ -1,11 +1,13 @@
 """Classes of a user's own around these models: what they keep, and what their saves carry."""
 
+import importlib
 import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+from stranger import files_of
 from tiny import imbert_config, imbert_model, lively
 from torch import nn
 from transformers import (
@@ -46,31 +48,33 @@ class Head(IMBertPreTrainedModel):
         self.post_init()
 
 config = IMBertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=50)
-{kind}(config).save_pretrained(sys.argv[1])
+for kind in (Mine, Head):
+    kind(config).save_pretrained(f"{sys.argv[1]}/{kind.__name__}")
 """
 
 
-def files_of(folder):
+def files_in(folder):
     return {path.name for path in folder.glob("*_imbert.py")}
 
 
-@pytest.mark.parametrize("kind", ["Mine", "Head"])
 @pytest.mark.parametrize("where", ["script", "module"])
-def test_models_of_a_users_own_class_carry_the_code(kind, where, tmp_path):
-    text = SUBCLASS.replace("{kind}", kind)
-    (tmp_path / "mine.py").write_text(text)
-    command = ["-m", "mine"] if where == "script" else ["-c", "import mine"]
-    subprocess.run([sys.executable, *command, "saved"], cwd=tmp_path, check=True, capture_output=True, timeout=120)
-    folder = tmp_path / "saved"
-    expected = tmp_path / "ours"
-    imbert_model().save_pretrained(expected)
-    assert files_of(folder) == files_of(expected)
-    config = IMBertConfig.from_pretrained(folder)
-    assert config.auto_map == IMBertConfig().auto_map
-    loaded = AutoModel.from_pretrained(folder)
-    assert type(loaded) is IMBertModel
-    if kind == "Mine":
-        assert type(AutoModelForSequenceClassification.from_pretrained(folder)) is IMBertForSequenceClassification
+def test_models_of_a_users_own_class_carry_the_code(where, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(SUBCLASS)
+    if where == "script":
+        command = [sys.executable, "-m", "mine", tmp_path]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    else:
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["", str(tmp_path)])
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        importlib.import_module("mine")
+    for kind in ("Mine", "Head"):
+        folder = tmp_path / kind
+        assert sorted(files_in(folder)) == files_of("Bert")
+        assert IMBertConfig.from_pretrained(folder).auto_map == IMBertConfig().auto_map
+        assert type(AutoModel.from_pretrained(folder)) is IMBertModel
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "Mine")
+    assert type(model) is IMBertForSequenceClassification
 
 
 def test_classes_of_a_user_keep_their_forward_and_stand_for_no_other(batch):
@@ -132,7 +136,7 @@ def test_a_model_after_fully_shard_carries_the_code(tmp_path, process_group):
     model.save_pretrained(tmp_path, state_dict=state)
     config = IMBertConfig.from_pretrained(tmp_path)
     assert config.auto_map == IMBertConfig().auto_map
-    assert "layers_imbert.py" in files_of(tmp_path)
+    assert "layers_imbert.py" in files_in(tmp_path)
 
 
 def test_importing_the_package_replaces_nothing_of_transformers():
