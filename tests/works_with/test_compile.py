@@ -104,9 +104,7 @@ def differing(eager, other):
     return {name for name, value in eager.items() if not torch.allclose(other[name], value, **CLOSE)}
 
 
-@pytest.mark.parametrize(
-    "gradient", ["implicit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one_step", "unrolled"))]
-)
+@pytest.mark.parametrize("gradient", ["implicit", "one_step", "unrolled"])
 def test_theta_changes_while_compiled(gradient, batch):
     """As ThetaScheduleCallback does it: the compiler makes a symbol of a float that changed."""
     model = model_with(im_gradient=gradient, **NO_DROPOUT)
