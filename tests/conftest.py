@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Written for a CPU: with a device Trainer and Accelerator would take it, and processes that a test starts would share
 # it. They inherit this. What is measured on a device: `imbert-eval targets` and `cost`.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["OMP_NUM_THREADS"] = "1"  # tensors are tiny, and threads that wait for one another crawl on busy cores
 
 import pytest
 import stranger
@@ -15,7 +16,7 @@ import transformers
 
 
 transformers.logging.disable_progress_bar()
-torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+torch.set_num_threads(1)
 
 
 @pytest.fixture

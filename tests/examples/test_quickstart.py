@@ -107,7 +107,6 @@ def run(*arguments, cwd, **environment):
         "HF_HOME": str(cwd / "home"),
         "HF_HUB_OFFLINE": "0",
         "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody answers there: a run that asks a Hub for a file fails
-        "OMP_NUM_THREADS": "1",  # threads that wait for one another crawl where the cores are busy
     }
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(

@@ -79,7 +79,7 @@ def running(folder):
 
     The code calls the first two arguments source and target.
     """
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     streams = [folder / "stdout", folder / "stderr"]
     command = [sys.executable, "-I", "-W", "ignore", "-c", STRANGER + SERVER]
     process = subprocess.Popen(command, text=True, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -40,7 +40,7 @@ def run_together(folder, *commands, timeout=300):
     """Runs modules, each with its arguments, at once. Where one fails or time is up, all end, and what they started."""
     own = [str(ROOT / name) for name in (".", "tests", "examples")]
     path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
+    environment = {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
     logs = [folder / f"{i}.log" for i in range(len(commands))]
     processes = []
     try:

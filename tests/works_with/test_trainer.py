@@ -219,7 +219,7 @@ def die_in_the_middle_of_a_step(folder):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is of POSIX")
 def test_a_run_killed_in_the_middle_of_a_step_resumes_to_the_same_weights(tmp_path):
     """Bit for bit, with dropout, which the solve draws once and replays, and batches in random order."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     code = f"from test_trainer import *; die_in_the_middle_of_a_step({str(tmp_path / 'killed')!r})"
     child = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, capture_output=True, timeout=300
