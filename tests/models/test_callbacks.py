@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import FAMILIES, config_of
 from tiny import NO_DROPOUT, bert_config, imbert_config
-from torch.utils.data import Dataset
+from training import OF_THE_TRAINER, Rows
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 import imbert_hf
@@ -12,22 +12,7 @@ from imbert_hf import IMBertForSequenceClassification, IMBertStatisticsCallback
 
 
 pytest.importorskip("accelerate")
-# The Trainer pins memory where there is an accelerator to pin it for, and says that here there is none.
-# gradient_checkpointing has another name from some 5.x on; the old one serves both ends of the range.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true"),
-    pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning"),
-]
-
-
-class Rows(Dataset):
-    def __len__(self):
-        return 16
-
-    def __getitem__(self, i):
-        generator = torch.Generator().manual_seed(i)
-        ids = torch.randint(5, 99, (8,), generator=generator)
-        return {"input_ids": ids, "attention_mask": torch.ones(8, dtype=torch.long), "labels": i % 2}
+pytestmark = OF_THE_TRAINER
 
 
 def train(model, tmp_path, callbacks, **kwargs):

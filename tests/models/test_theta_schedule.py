@@ -4,15 +4,14 @@ import json
 
 import pytest
 import torch
-from test_trainer import Rows
-from test_trainer import pytestmark as of_the_trainer
 from tiny import bert_config, imbert_config, imbert_model
+from training import OF_THE_TRAINER, Rows
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from imbert_hf import IMBertForSequenceClassification, ThetaScheduleCallback
 
 
-pytestmark = of_the_trainer
+pytestmark = OF_THE_TRAINER
 
 
 class Record(TrainerCallback):

@@ -11,7 +11,7 @@ import measurements
 import pytest
 import torch
 from classifiers import tokenizer
-from pushing import SCRIPT, Worker, example, save, save_among_others
+from pushing import SCRIPT, Worker, example, save
 from stranger import STRANGER
 from tiny import imbert_config
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -82,11 +82,6 @@ def user(start):
 def stranger(start):
     """Without imbert_hf, and without a token but where the code gives one."""
     return start("stranger", STRANGER, token=None)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return save_among_others(tmp_path / "checkpoint")
 
 
 def push(user, folder, repo, *words):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import NO_DROPOUT, bert_config, imbert_model
-from torch.utils.data import Dataset
+from training import OF_THE_TRAINER, Rows
 from transformers import (
     BertForSequenceClassification,
     EarlyStoppingCallback,
@@ -20,28 +20,10 @@ from transformers import (
 
 
 pytest.importorskip("accelerate")
-pytestmark = [
-    # The Trainer pins memory where there is an accelerator to pin it for, and says that here there is none.
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true"),
-    # It has another name from some 5.x on; the old one serves both ends of the range.
-    pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning"),
-]
+pytestmark = OF_THE_TRAINER
 
 # Not Adam, which forgets the scale of a gradient.
 PLAIN = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
-
-
-class Rows(Dataset):
-    """16 rows of 3 to 8 real tokens, two labels that the first token tells."""
-
-    def __len__(self):
-        return 16
-
-    def __getitem__(self, i):
-        generator = torch.Generator().manual_seed(i)
-        ids = torch.randint(5, 99, (8,), generator=generator)
-        mask = torch.arange(8) < 3 + i % 6
-        return {"input_ids": ids * mask, "attention_mask": mask.long(), "labels": int(ids[0] > 50)}
 
 
 def trainer_of(model, folder, trainer_class=Trainer, callbacks=None, batch_size=4, **arguments):
