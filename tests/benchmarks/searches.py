@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import imbert_config
+from tiny import imbert_config
 
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.evaluation.cost import measures as cost_measures

@@ -3,10 +3,9 @@
 from types import SimpleNamespace
 
 import torch
-from conftest import TINY, bert_config, imbert_config, lively
-from transformers import BertForSequenceClassification, BertTokenizer
+from tiny import TINY, bert_config, imbert_model, lively, tokenizer_of
+from transformers import BertForSequenceClassification
 
-from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.evaluation.data.classifier import Classifier
 from imbert_hf.evaluation.data.tasks import find_task
 
@@ -15,8 +14,7 @@ WORDS = [f"w{i}" for i in range(TINY["vocab_size"] - 5)]
 
 
 def tokenizer():
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    return BertTokenizer({word: i for i, word in enumerate(vocabulary)}, model_max_length=64)
+    return tokenizer_of(WORDS, model_max_length=64)
 
 
 def labelled(labels):
@@ -29,8 +27,7 @@ def bert(labels=("negative", "positive"), seed=0, **config):
 
 
 def imbert(labels=("negative", "positive"), seed=0, **config):
-    torch.manual_seed(seed)
-    return lively(IMBertForSequenceClassification(imbert_config(**labelled(labels), **config))).eval()
+    return imbert_model(seed, **labelled(labels), **config)
 
 
 def save(folder, model):

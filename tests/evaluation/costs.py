@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import imbert_config, lively
+from tiny import imbert_config, lively
 
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.evaluation.cost.settings import make_batch

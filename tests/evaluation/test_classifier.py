@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 from classifiers import WORDS, bert, classifier, imbert, save, tokenizer
-from conftest import TINY, bert_config, imbert_config
+from tiny import TINY, bert_config, imbert_config
 from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,

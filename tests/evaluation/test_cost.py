@@ -7,7 +7,7 @@ import costs
 import pytest
 import torch
 from classifiers import imbert, save, tokenizer
-from conftest import imbert_config
+from tiny import imbert_config
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

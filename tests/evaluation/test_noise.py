@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import bert_config, lively
+from tiny import bert_config, lively
 from transformers import BertForSequenceClassification, BertTokenizer
 
 from imbert_hf.evaluation.attacks.noise import CLAUSES, KINDS, NEIGHBOURS, noise, perturb

@@ -1,28 +1,19 @@
-"""The greedy attack on a bag of words, whose best attack is known by hand, and the bridge to TextAttack."""
+"""The greedy attack on a bag of words, whose best attack is known by hand."""
 
-import importlib.util
 import json
-import shutil
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
-from conftest import bert_config, lively
-from scipy.special import softmax
-from transformers import BatchEncoding, BertForMaskedLM, BertForSequenceClassification, BertTokenizer
+from transformers import BatchEncoding
 
-from imbert_hf.evaluation.attacks.candidates import CharacterEdits, Word, load_masked_language_model
+from imbert_hf.evaluation.attacks.candidates import CharacterEdits
 from imbert_hf.evaluation.attacks.query import QueryAttackResult, query_attack, summarise
-from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
+from imbert_hf.evaluation.data.classifier import Classifier
 from imbert_hf.evaluation.data.tasks import Row, find_task
 from imbert_hf.evaluation.statistics import accuracy_interval
-
-
-BRIDGE = Path(__file__).parents[1] / "benchmarks" / "textattack_bridge.py"
 
 
 class Words:
@@ -227,94 +218,6 @@ def test_batch_mates_batch_size_and_order_do_not_matter():
     assert query_attack(bag_of_words(weights), [], candidates=edits) == []
 
 
-@pytest.mark.parametrize("inner", [True, False])
-def test_character_edits(inner):
-    text = "a great ab movie"
-    words = [Word(0, 2, 7, "great"), Word(0, 8, 10, "ab"), Word(0, 11, 16, "movie")]
-    found = CharacterEdits(seed=1, draws=50, inner=inner).propose((text,), words)
-    for word, edits in zip(words, found, strict=True):
-        w = word.text
-        i = range(1, len(w) - 1) if inner else range(len(w))
-        letters = "abcdefghijklmnopqrstuvwxyz"
-        swaps = {w[:k] + w[k + 1] + w[k] + w[k + 2 :] for k in i if k + 1 in i}
-        substitutions = {w[:k] + x + w[k + 1 :] for k in i for x in letters}
-        deletions = {w[:k] + w[k + 1 :] for k in i}
-        insertions = {
-            w[:k] + x + w[k:] for k in range(1 if inner else 0, len(w) + (0 if inner else 1)) for x in letters
-        }
-        assert set(edits) <= swaps | substitutions | deletions | insertions
-        assert swaps <= set(edits)
-        assert deletions <= set(edits)
-        assert bool(set(edits) & (substitutions - {w})) == (len(i) > 0)
-        assert set(edits) & insertions
-    assert len(CharacterEdits().propose((text,), words[:1])[0]) == 4
-
-
-def test_character_edits_depend_on_seed_text_and_place_alone():
-    words = [Word(0, 0, 5, "great"), Word(0, 6, 11, "movie"), Word(0, 12, 17, "great")]
-    texts = ("great movie great",)
-    first, second, third = CharacterEdits(seed=0).propose(texts, words)
-    assert CharacterEdits(seed=0).propose(texts, words[::-1]) == [third, second, first]
-    assert first != third
-    assert CharacterEdits(seed=1).propose(texts, words) != [first, second, third]
-    assert CharacterEdits(seed=0).propose(("great movie great!",), words) != [first, second, third]
-    assert repr(CharacterEdits(seed=2)) == "CharacterEdits(seed=2, draws=1, inner=True)"
-
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-VOCABULARY = [*SPECIAL, "a", "film", "great", "fine", "##ly", "the", "good", "bad", "7", "!", "slow"]
-
-
-def save_language_model(folder, bias=None):
-    config = bert_config(vocab_size=len(VOCABULARY), max_position_embeddings=12)
-    model = lively(BertForMaskedLM(config)).eval()
-    if bias is not None:  # the same prediction everywhere
-        with torch.no_grad():
-            model.cls.predictions.decoder.weight.zero_()
-            model.cls.predictions.bias.copy_(torch.tensor([bias.get(word, -1.0) for word in VOCABULARY]))
-    model.save_pretrained(folder)
-    BertTokenizer(vocab={word: i for i, word in enumerate(VOCABULARY)}).save_pretrained(folder)
-    return str(folder)
-
-
-def test_substitutions_are_whole_words_in_the_case_of_the_old(tmp_path):
-    bias = {"##ly": 9.0, "fine": 8.0, "7": 7.0, "[SEP]": 6.0, "great": 5.0, "the": 4.0, "bad": 3.0, "slow": 2.0}
-    source = load_masked_language_model(save_language_model(tmp_path, bias), top_k=7)
-    text = "a great FILM Finely great"
-    words = [Word(0, 2, 7, "great"), Word(0, 8, 12, "FILM"), Word(0, 13, 19, "Finely")]
-    expected = ["fine", "great", "the", "bad"]  # slow is the eighth
-    assert source.propose((text,), words) == [
-        expected,
-        [word.upper() for word in expected],
-        [word.capitalize() for word in expected],
-    ]
-    # Stop words and the word itself are not asked about.
-    result, asked = attack("good great film", candidates=source, weights={"great": 5.0}, max_share=0.4)
-    assert asked[4:] == ["good fine film", "good bad film"]
-    assert result.queries == 1 + 3 + 2
-    # Beyond the model's 12 tokens nothing can be predicted.
-    assert source.propose(("a " * 12 + "film",), [Word(0, 24, 28, "film")]) == [[]]
-    assert "top_k=7" in repr(source)
-    assert "Bert" not in repr(source)
-
-
-def test_a_word_is_read_in_place_and_one_of_several_pieces_behind_the_mask(tmp_path):
-    source = load_masked_language_model(save_language_model(tmp_path), top_k=9, batch_size=2)
-    text = "a great finely slow film!"
-    words = [Word(0, 2, 7, "great"), Word(0, 8, 14, "finely"), Word(0, 20, 24, "film")]
-
-    def predictions(sentence, place):
-        with torch.no_grad():
-            logits = source.model(**source.tokenizer(sentence, return_tensors="pt")).logits
-        best = source.tokenizer.convert_ids_to_tokens(logits[0, place].topk(9).indices.tolist())
-        return [word for word in best if word.isalpha()]
-
-    # [CLS] a great fine ##ly slow film !
-    expected = [predictions(text, 2), predictions("a great [MASK] slow film!", 3), predictions(text, 6)]
-    assert len({tuple(words) for words in expected}) == 3
-    assert source.propose(("unread", text), [Word(1, w.start, w.end, w.text) for w in words]) == expected
-
-
 def test_summary_by_hand():
     results = [
         QueryAttackResult(1, 1, 0, ("x",), queries=10, changed=1, words=4),
@@ -350,68 +253,3 @@ def test_summary_by_hand():
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         attack(**arguments)
-
-
-def test_bad_sources(tmp_path):
-    with pytest.raises(ValueError, match=r"draws must be an integer >= 1, got 0\."):
-        CharacterEdits(draws=0)
-    with pytest.raises(ValueError, match=r"top_k must be an integer >= 1, got 0\."):
-        load_masked_language_model("anything", top_k=0)
-    with pytest.raises(ValueError, match=r"nowhere cannot be loaded as a masked language model"):
-        load_masked_language_model(str(tmp_path / "nowhere"))
-    folder = save_classifier(tmp_path)
-    with pytest.raises(ValueError, match="is no trained masked language model: its checkpoint lacks cls"):
-        load_masked_language_model(folder)
-    classifier = bag_of_words({})
-    classifier.tokenizer.mask_token = None
-    with pytest.raises(ValueError, match="tokenizer of bag has neither a mask token nor an unknown token"):
-        query_attack(classifier, [], candidates=CharacterEdits())
-
-
-def save_classifier(folder):
-    labels = {"id2label": {0: "positive", 1: "negative"}, "label2id": {"positive": 0, "negative": 1}}
-    lively(BertForSequenceClassification(bert_config(vocab_size=len(VOCABULARY), **labels))).save_pretrained(folder)
-    BertTokenizer(vocab={word: i for i, word in enumerate(VOCABULARY)}).save_pretrained(folder)
-    return str(folder)
-
-
-def load_bridge():
-    specification = importlib.util.spec_from_file_location("bridge", BRIDGE)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def test_bridge_answers_over_a_pipe(tmp_path, monkeypatch):
-    data = tmp_path / "rows.jsonl"
-    data.write_text('{"sentence": "a great film", "label": 1}\n{"sentence": "slow \u2013 7!", "label": 0}\n', "utf-8")
-    monkeypatch.setenv("IMBERT_PYTHON", sys.executable)
-    monkeypatch.setenv("IMBERT_MODEL", save_classifier(tmp_path))
-    monkeypatch.setenv("IMBERT_DATA", str(data))
-    piped = load_bridge().model
-    try:
-        assert piped.labels == ["negative", "positive"]
-        assert piped.fields == ["sentence"]
-        assert piped.rows == [[["a great film"], 1], [["slow \u2013 7!"], 0]]
-        texts = ["a great film", "slow\nfilm \u2013 \u00e9", "the"]
-        classifier = load_classifier(str(tmp_path), find_task("sst2"))
-        expected = softmax(predict(classifier, [(text,) for text in texts]).logits.astype(float), axis=1)
-        for _ in range(2):
-            numpy.testing.assert_allclose(piped(texts), expected, atol=1e-6)
-        numpy.testing.assert_allclose(piped([("the",)]), expected[2:], atol=1e-6)
-    finally:
-        piped.close()
-    assert piped.server.returncode == 0
-
-
-def test_bridge_says_what_is_missing(monkeypatch):
-    monkeypatch.delenv("IMBERT_PYTHON", raising=False)
-    bridge = load_bridge()
-    with pytest.raises(ValueError, match="the environment variable IMBERT_PYTHON is not set"):
-        _ = bridge.model
-    with pytest.raises(AttributeError):
-        _ = bridge.nothing
-    monkeypatch.setenv("IMBERT_PYTHON", shutil.which("false"))
-    monkeypatch.setenv("IMBERT_MODEL", "nowhere")
-    with pytest.raises(RuntimeError, match="the server of nowhere has ended; its message stands above"):
-        _ = bridge.model

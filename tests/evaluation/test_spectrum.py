@@ -6,7 +6,7 @@ import math
 import numpy
 import pytest
 import torch
-from conftest import bert_config, lively
+from tiny import bert_config, lively
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertModel
 

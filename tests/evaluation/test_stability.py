@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import bert_config, imbert_config, lively
 from problems import Mixing, inputs, step
-from transformers import BertForSequenceClassification, BertModel, BertTokenizer, DistilBertConfig, DistilBertModel
+from tiny import bert_config, imbert_config, lively, tokenizer_of
+from transformers import BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertModel
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, IMBertForSequenceClassification, IMBertModel, Unrolled
 from imbert_hf.evaluation.cli import Parser
@@ -19,7 +19,7 @@ from imbert_hf.evaluation.stability.layers import PlainLayer, spectra, stability
 from imbert_hf.evaluation.stability.solves import convergence, residual_history
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "film", "not", "dull", "and"]
+WORDS = ["a", "fine", "film", "not", "dull", "and"]
 TEXTS = ["a fine film", "not a dull film and not fine"]
 SEARCH = {"radius": 0.1, "directions": 3, "restarts": 2, "steps": 4}
 SMALL = {**SEARCH, "eigenvalues": 2, "iterations": 3, "max_length": 16, "step_sizes": (0.5, 1.0)}
@@ -27,7 +27,7 @@ SMALL = {**SEARCH, "eigenvalues": 2, "iterations": 3, "max_length": 16, "step_si
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
+    return tokenizer_of(WORDS)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What examples/finetune_glue.py takes, arguments, settings file, rows and checkpoints, and what it refuses."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,14 +12,9 @@ pytest.importorskip("accelerate")
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
-import finetuning  # noqa: E402
 from finetuning import SCRIPT, glue, im_fields, refusal, results_of, write_rows  # noqa: E402
 
 from imbert_hf import IMBertConfig  # noqa: E402
-
-
-# Fixtures.
-one_thread, data, bert, arguments = finetuning.one_thread, finetuning.data, finetuning.bert, finetuning.arguments
 
 
 def test_users_strategies_are_not_overridden(arguments):
@@ -297,8 +291,7 @@ def test_as_a_script(arguments, tmp_path):
     path = tmp_path / "settings.json"
     path.write_text(json.dumps({**settings_of(arguments("--max_steps", "1")), "im_layers": "all"}))
     command = [sys.executable, str(SCRIPT), str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert results_of(tmp_path / "out")["im_fields"]["im_layers"] == "all"
     assert "results.json" in done.stdout

@@ -13,7 +13,6 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
-import finetuning  # noqa: E402
 from finetuning import FIELDS, LABELS, glue, im_fields, refusal, results_of  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import (  # noqa: E402
@@ -24,10 +23,6 @@ from transformers import (  # noqa: E402
 )
 
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification  # noqa: E402
-
-
-# Fixtures.
-one_thread, data, bert, arguments = finetuning.one_thread, finetuning.data, finetuning.bert, finetuning.arguments
 
 
 @pytest.mark.parametrize("connection", ["bert", "ex-bert", "im-bert"])

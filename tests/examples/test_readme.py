@@ -23,6 +23,8 @@ ECOSYSTEM = (
     *("families", "pipelines", "trainer", "loading", "compile", "export", "faults", "properties", "row_agreement"),
     *(
         "edited_models",
+        "own_classes",
+        "transforms",
         "between_forward_and_backward",
         "peft",
         "sentence_transformers",

@@ -2,12 +2,12 @@
 
 import torch
 import transformers
-from conftest import TINY, lively
+from tiny import TINY, lively
 
 import imbert_hf
 
 
-# What differs from conftest.TINY: RoBERTa counts positions from behind its padding index.
+# What differs from tiny.TINY: RoBERTa counts positions from behind its padding index.
 FAMILIES = {
     "Bert": {},
     "Roberta": {"max_position_embeddings": 66, "pad_token_id": 1},

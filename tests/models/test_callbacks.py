@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import bert_config, imbert_config
 from families import FAMILIES, config_of
-from torch.utils.data import Dataset
+from tiny import NO_DROPOUT, bert_config, imbert_config
+from training import OF_THE_TRAINER, Rows
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 import imbert_hf
@@ -12,22 +12,7 @@ from imbert_hf import IMBertForSequenceClassification, IMBertStatisticsCallback
 
 
 pytest.importorskip("accelerate")
-# The Trainer pins memory where there is an accelerator to pin it for, and says that here there is none.
-# gradient_checkpointing has another name from some 5.x on; the old one serves both ends of the range.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true"),
-    pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning"),
-]
-
-
-class Rows(Dataset):
-    def __len__(self):
-        return 16
-
-    def __getitem__(self, i):
-        generator = torch.Generator().manual_seed(i)
-        ids = torch.randint(5, 99, (8,), generator=generator)
-        return {"input_ids": ids, "attention_mask": torch.ones(8, dtype=torch.long), "labels": i % 2}
+pytestmark = OF_THE_TRAINER
 
 
 def train(model, tmp_path, callbacks, **kwargs):
@@ -61,7 +46,7 @@ def test_the_callback_logs_mean_worst_and_unconverged(family, tmp_path):
 
 
 def test_the_values_are_those_of_the_forward(tmp_path):
-    model = IMBertForSequenceClassification(imbert_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    model = IMBertForSequenceClassification(imbert_config(**NO_DROPOUT))
     callback = IMBertStatisticsCallback(every=1)
     callback.on_train_begin(None, None, None, model=model)
     rows = Rows()

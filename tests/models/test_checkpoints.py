@@ -1,73 +1,23 @@
 """Checkpoints carry their code: loaded, saved and loaded again where imbert_hf cannot be imported."""
 
-import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, imbert_config, lively
 from families import inputs_for, pair_of
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizer
+from stranger import files_of
+from tiny import TINY, imbert_config, lively, tokenizer_of
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 import imbert_hf
-
-
-PACKAGE = Path(imbert_hf.__file__).parent
-TRAVELLING = sorted(path.name for path in PACKAGE.glob("*_imbert.py"))
-ENTRIES = {
-    "Bert": "modeling_imbert.py",
-    "Roberta": "modeling_roberta_imbert.py",
-    "Electra": "modeling_electra_imbert.py",
-}
-
-
-def files_of(family):
-    """The names of the files that travel with a checkpoint of a family."""
-    return sorted({*TRAVELLING} - {*ENTRIES.values()} | {ENTRIES[family]})
-
-
-STRANGER = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "imbert_hf":
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Absent())
-try:
-    import imbert_hf
-except ImportError:
-    pass
-else:
-    raise SystemExit("imbert_hf could be imported")
-import torch
-import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
-source, target = sys.argv[1:3]
-"""
-
-
-def run_stranger(code, *args, modules):
-    """Runs code in a process without imbert_hf; `modules` is its cache of remote code."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    env |= {"HF_MODULES_CACHE": str(modules), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-I", "-W", "ignore", "-c", STRANGER + code, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
     """A classifier with a tokenizer, and its logits for one sentence."""
     folder = tmp_path / "checkpoint"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "film", "not"]
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    tokenizer = tokenizer_of(["a", "fine", "film", "not"])
     config = imbert_config(im_solver="anderson", num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"})
     model = lively(imbert_hf.IMBertForSequenceClassification(config)).eval()
     model.save_pretrained(folder)
@@ -85,7 +35,7 @@ def check_files(folder, family="Bert"):
     assert config["im_version"] == imbert_hf.__version__
 
 
-def test_a_stranger_loads_saves_and_loads_again(checkpoint, tmp_path):
+def test_a_stranger_loads_saves_and_loads_again(checkpoint, tmp_path, run_stranger):
     folder, logits = checkpoint
     check_files(folder)
     code = """
@@ -120,7 +70,7 @@ print(outputs.logits.tolist())
 
 
 @pytest.mark.parametrize("family", ["Roberta", "Electra"])
-def test_a_stranger_loads_the_other_families(family, tmp_path, batch):
+def test_a_stranger_loads_the_other_families(family, tmp_path, batch, run_stranger):
     name = f"{family}ForSequenceClassification"
     _, model = pair_of(name)
     model.save_pretrained(tmp_path / "first")
@@ -148,7 +98,7 @@ with torch.no_grad():
     torch.testing.assert_close(torch.tensor(json.loads(printed)), logits, rtol=0, atol=1e-6)
 
 
-def test_a_config_of_another_release_says_so(checkpoint, tmp_path):
+def test_a_config_of_another_release_says_so(checkpoint, tmp_path, run_stranger):
     folder, _ = checkpoint
     path = folder / "config.json"
     path.write_text(path.read_text().replace(f'"im_version": "{imbert_hf.__version__}"', '"im_version": "0.0.9"'))
@@ -175,7 +125,7 @@ def test_local_code_loads_a_checkpoint_that_carries_its_own(checkpoint):
     assert type(AutoModel.from_pretrained(folder)) is imbert_hf.IMBertModel
 
 
-def test_an_edited_config_is_refused_where_only_the_checkpoint_is(checkpoint, tmp_path):
+def test_an_edited_config_is_refused_where_only_the_checkpoint_is(checkpoint, tmp_path, run_stranger):
     folder, _ = checkpoint
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"im_solver": "anderson"', '"im_solver": "newton"'))
@@ -189,7 +139,7 @@ except ValueError as error:
     assert "im_solver must be one of 'gradient_descent', 'fixed_point', 'anderson', got 'newton'." in printed
 
 
-def test_config_alone_round_trips_for_a_stranger(tmp_path):
+def test_config_alone_round_trips_for_a_stranger(tmp_path, run_stranger):
     imbert_hf.IMBertConfig(**TINY, im_theta=0.25).save_pretrained(tmp_path / "config")
     code = """
 config = AutoConfig.from_pretrained(source, trust_remote_code=True)
@@ -197,36 +147,6 @@ print(type(config).__name__, config.im_theta)
 """
     printed = run_stranger(code, tmp_path / "config", "-", modules=tmp_path / "modules")
     assert printed.split() == ["IMBertConfig", "0.25"]
-
-
-@pytest.mark.parametrize("name", TRAVELLING)
-def test_travelling_files_import_what_travels(name):
-    tree = ast.parse((PACKAGE / name).read_text())
-    allowed = {"torch", "transformers", *sys.stdlib_module_names}
-    relative = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1
-            assert f"{node.module}.py" in TRAVELLING
-            relative.add(f"{node.module}.py")
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module.split(".")[0] in allowed
-    for family, entry in ENTRIES.items():
-        if name == entry:
-            assert relative == {*files_of(family)} - {name}  # older loaders copy the entry file's own imports only
-    if name == "configuration_imbert.py":
-        assert not relative
-
-
-def test_import_lines_outside_code_would_be_read_by_the_loader():
-    from transformers.dynamic_module_utils import get_relative_imports
-
-    for name in TRAVELLING:
-        nodes = ast.walk(ast.parse((PACKAGE / name).read_text()))
-        imports = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
-        assert set(get_relative_imports(PACKAGE / name)) == imports
 
 
 OLD = Path(__file__).parent / "checkpoint_of_0.1.0"  # written by commit 1e0b0f5, with its logits

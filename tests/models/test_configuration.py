@@ -5,9 +5,10 @@ from enum import Enum
 
 import numpy as np
 import pytest
-from conftest import TINY, imbert_config
+from tiny import TINY, imbert_config
 from transformers import AutoConfig, BertConfig
 
+import imbert_hf
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification, IMBertModel
 from imbert_hf.configuration_imbert import IM_FIELDS
 
@@ -229,3 +230,27 @@ def test_a_subclass_keeps_every_check_and_may_add_fields():
         Mine(im_theta=2)
     with pytest.raises(ValueError, match="'im_thet' is no field of Mine"):
         Mine(im_thet=1)
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
+def test_fields_without_their_prefix_are_refused(family, tmp_path):
+    config_class = getattr(imbert_hf, f"IM{family}Config")
+    config_class().save_pretrained(tmp_path)
+    for name in IM_FIELDS:
+        bare = name.removeprefix("im_")
+        for wrong in (bare, f"im{bare}", name.capitalize(), name.upper(), bare.replace("_", ""), f"im__{bare}"):
+            if wrong == name:
+                continue
+            for make in (config_class, lambda **kw: config_class.from_pretrained(tmp_path, **kw), config_class.paper):
+                with pytest.raises(ValueError, match=f"'{wrong}' is no field of .*did you mean '{name}'"):
+                    make(**{wrong: 1})
+
+
+def test_other_keywords_and_keys_of_a_file_go_where_berts_go(tmp_path):
+    config = IMBertConfig(my_note="a", tied=3)
+    assert (config.my_note, config.tied) == ("a", 3)
+    BertConfig(solver="lbfgs", layers=12, Theta=1, **TINY).save_pretrained(tmp_path)
+    config = IMBertConfig.from_pretrained(tmp_path, im_theta=0.5)
+    assert (config.solver, config.layers, config.Theta, config.im_theta) == ("lbfgs", 12, 1, 0.5)
+    config.save_pretrained(tmp_path / "again")
+    assert IMBertConfig.from_pretrained(tmp_path / "again").solver == "lbfgs"

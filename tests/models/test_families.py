@@ -5,8 +5,8 @@ import inspect
 import pytest
 import torch
 import transformers
-from conftest import lively
 from families import FAMILIES, MODELS, base_of, config_of, family_of, inputs_for, pair_of
+from tiny import lively
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import imbert_hf

@@ -1,20 +1,16 @@
-"""Broken checkpoints and full disks give an error, and travelling files touch nothing else."""
+"""Broken checkpoints and full disks give an error."""
 
-import ast
 import contextlib
 import errno
 import json
 import logging
 import resource
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import imbert_config, lively
 from safetensors.torch import load_file, save_file
-from test_checkpoints import PACKAGE, TRAVELLING, run_stranger
+from tiny import imbert_model
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from imbert_hf import IMBertForSequenceClassification
@@ -24,18 +20,13 @@ from imbert_hf.configuration_imbert import IM_FIELDS
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "checkpoint"
-    model_of(0).save_pretrained(folder)
+    imbert_model(0).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
 def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "checkpoint")
-
-
-def model_of(seed, **fields):
-    torch.manual_seed(seed)
-    return lively(IMBertForSequenceClassification(imbert_config(**fields))).eval()
 
 
 def edit_config(folder, **values):
@@ -120,7 +111,7 @@ def test_weights_that_cannot_be_read(broken, folder):
 
 def test_weights_that_are_not_there(folder):
     (folder / "model.safetensors").unlink()  # a save in shards leaves it there
-    model_of(0).save_pretrained(folder, max_shard_size="20KB")
+    imbert_model(0).save_pretrained(folder, max_shard_size="20KB")
     lost = sorted(folder.glob("model-*.safetensors"))[1]
     lost.unlink()
     with pytest.raises(OSError, match=lost.name):
@@ -166,7 +157,7 @@ def test_nan_in_the_weights_is_announced(folder):
         model(torch.tensor([[5, 6, 7]]))
 
 
-def test_a_code_file_that_is_missing_or_broken_is_named(saved, tmp_path):
+def test_a_code_file_that_is_missing_or_broken_is_named(saved, tmp_path, run_stranger):
     missing = shutil.copytree(saved, tmp_path / "missing")
     (missing / "solvers_imbert.py").unlink()
     broken = shutil.copytree(saved, tmp_path / "broken")
@@ -204,9 +195,9 @@ def names_in(folder):
 @pytest.mark.parametrize("size", [1000, 15_000, 20_000])
 def test_a_full_disk_is_an_error_and_a_second_save_is_whole(shards, size, tmp_path):
     """The disk fills up at the config or the code, and at the weights; of several shards not at the first."""
-    model_of(0, intermediate_size=256).save_pretrained(tmp_path, max_shard_size=shards)
+    imbert_model(0, intermediate_size=256).save_pretrained(tmp_path, max_shard_size=shards)
     before = names_in(tmp_path)
-    other = model_of(1, intermediate_size=256, im_iterations=7)
+    other = imbert_model(1, intermediate_size=256, im_iterations=7)
     with full_disk(size), pytest.raises(Exception, match=f"(?i)file too large|os error {errno.EFBIG}"):
         other.save_pretrained(tmp_path, max_shard_size=shards)
     other.save_pretrained(tmp_path, max_shard_size=shards)
@@ -217,7 +208,7 @@ def test_a_full_disk_is_an_error_and_a_second_save_is_whole(shards, size, tmp_pa
 
 
 def test_weights_of_a_variant_stand_beside_the_others(tmp_path):
-    half, full = model_of(0), model_of(1)
+    half, full = imbert_model(0), imbert_model(1)
     half.save_pretrained(tmp_path, variant="fp16", max_shard_size="20KB")
     full.save_pretrained(tmp_path, max_shard_size="20KB")
     half.save_pretrained(tmp_path, variant="fp16")
@@ -229,15 +220,15 @@ def test_weights_of_a_variant_stand_beside_the_others(tmp_path):
 def test_arguments_by_position_are_transformers_own(tmp_path):
     """is_main_process, state_dict, push_to_hub, max_shard_size, variant."""
     for seed, size in enumerate(("20KB", "1GB")):
-        model_of(seed).save_pretrained(tmp_path, True, None, False, size, "fp16")
+        imbert_model(seed).save_pretrained(tmp_path, True, None, False, size, "fp16")
         assert (len([*tmp_path.glob("*.safetensors")]) > 1) == (size == "20KB")
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.fp16.safetensors"]
 
 
 def test_another_process_deletes_nothing(tmp_path):
-    model_of(0).save_pretrained(tmp_path, max_shard_size="20KB")
+    imbert_model(0).save_pretrained(tmp_path, max_shard_size="20KB")
     before = names_in(tmp_path)
-    model_of(1).save_pretrained(tmp_path, is_main_process=False)
+    imbert_model(1).save_pretrained(tmp_path, is_main_process=False)
     assert before <= names_in(tmp_path)
 
 
@@ -261,7 +252,7 @@ def test_a_full_disk_in_training_leaves_the_checkpoint_before(tmp_path):
             use_cpu=True,
             disable_tqdm=True,
         )
-        return Trainer(model_of(0), args, train_dataset=rows, callbacks=list(callbacks))
+        return Trainer(imbert_model(0), args, train_dataset=rows, callbacks=list(callbacks))
 
     whole = trainer("whole")
     whole.train()
@@ -277,161 +268,3 @@ def test_a_full_disk_in_training_leaves_the_checkpoint_before(tmp_path):
     resumed = trainer("short")
     resumed.train(resume_from_checkpoint=str(tmp_path / "short" / "checkpoint-1"))
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
-
-
-# What a travelling file may import beside its sisters: none of it reaches beyond the process.
-PURE = {
-    "collections",
-    "contextlib",
-    "copy",
-    "dataclasses",
-    "difflib",
-    "functools",
-    "inspect",
-    "math",
-    "numbers",
-    "re",
-    "weakref",
-}
-PURE |= {"sys", "torch", "transformers", "typing", "warnings"}
-# Parts of torch and of transformers that do, other modules that these have imported, built-in functions that do or that
-# run text, and ways to them around their names.
-IMPURE = {"hub", "multiprocessing", "distributed", "cpp_extension", "serialization", "package", "load", "save"}
-IMPURE |= {"from_file", "fromfile", "tofile", "memmap", "load_url", "cached_file", "push_to_hub", "builtins", "ctypes"}
-IMPURE |= {"asyncio", "http", "importlib", "io", "mmap", "os", "pathlib", "pickle", "runpy", "shutil", "socket"}
-IMPURE |= {"subprocess", "tempfile", "urllib"}
-BUILTIN = {"open", "exec", "eval", "compile", "__import__", "input", "breakpoint", "globals", "locals"}
-AROUND = {"__builtins__", "__globals__", "__loader__", "__spec__", "load_library", "load_state_dict_from_url"}
-
-
-def beyond_the_process(text):
-    """What the source `text` uses that opens files, sockets or processes, or runs text as code."""
-    found = []
-    tree = ast.parse(text)
-    modules = {alias.asname or alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
-    # A module is used for what it holds, by name, and is handed to nobody who might look that up.
-    used = {n.value for n in ast.walk(tree) if isinstance(n, ast.Attribute) and not n.attr.startswith("__")}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-            found += [name for name in names if name.split(".")[0] not in PURE or IMPURE & {*name.split(".")}]
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            parts = [*node.module.split("."), *(alias.name for alias in node.names)]
-            found += [node.module] * (parts[0] not in PURE or bool(IMPURE & {*parts}))
-        elif isinstance(node, ast.Name):
-            found += {node.id} & (BUILTIN | AROUND)
-            found += [node.id] * (node.id in modules and node not in used)
-        elif isinstance(node, ast.Attribute):
-            # model.eval() and torch.compiler are harmless; of sys, what has been imported may be listed.
-            found += {node.attr} & (IMPURE | AROUND | BUILTIN - {"eval", "compile"})
-            if ast.unparse(node.value) == "sys" and node.attr != "modules":
-                found.append(f"sys.{node.attr}")
-            if ast.unparse(node.value) == "sys.modules" and node.attr != "items":
-                found.append(ast.unparse(node))
-        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "sys.modules":
-            found.append(ast.unparse(node))
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "vars"):
-            named = [n.value for n in node.args[1:2] if isinstance(n, ast.Constant)]
-            found += {*named} & (IMPURE | AROUND | BUILTIN)
-            if ast.unparse(node.args[0]).split(".")[0] in modules and not named:
-                found.append(ast.unparse(node))
-    return found
-
-
-@pytest.mark.parametrize("name", TRAVELLING)
-def test_travelling_files_reach_nothing_beyond_the_process(name):
-    assert beyond_the_process((PACKAGE / name).read_text()) == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "import os",
-        "import subprocess",
-        "from socket import socket",
-        "import torch.hub",
-        "from torch import hub",
-        "open('a')",
-        "torch.load('a')",
-        "exec('a')",
-        "__import__('os')",
-        "torch.utils.cpp_extension.load('a')",
-        "from pathlib import Path",
-        "sys.modules['os'].system('a')",
-        "sys.path.insert(0, 'a')",
-        "(lambda: 0).__globals__",
-        "torch.from_file('a', size=1)",
-        "torch.UntypedStorage.from_file('a', True, 1)",
-        "torch.hub.load_url",
-        "numpy_array.tofile('a')",
-        "transformers.utils.hub.cached_file",
-        "from transformers.utils import cached_file",
-        "tokenization_auto.importlib.import_module('os')",
-        "tokenization_auto.os.system('a')",
-        "sys.modules.get('os')",
-        "import torch; vars(torch)['load']('a')",
-        "import torch; torch.__dict__['load']('a')",
-        "import torch; getattr(torch, 'lo' + 'ad')('a')",
-        "import torch; getattr(torch.utils, name)",
-        "import torch; t = torch",
-        "getattr(model, 'push_to_hub')('a')",
-        "globals()['a']",
-    ],
-)
-def test_the_check_of_travelling_files_finds(line):
-    assert beyond_the_process(line)
-
-
-WATCHED = """
-import sys, torch
-from transformers import BertConfig, BertForSequenceClassification
-from transformers.models.electra import modeling_electra
-from transformers.models.roberta import modeling_roberta
-
-INPUTS = {"input_ids": torch.tensor([[3, 4, 5], [6, 7, 1]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
-SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
-
-def run(model):
-    model(**INPUTS, labels=torch.tensor([0, 1])).loss.backward()
-
-run(BertForSequenceClassification(BertConfig(**SIZES)))  # what torch imports at its first use
-
-def watch(event, args):
-    read = event == "open" and str(args[0]).endswith((".py", ".pyc")) and args[1] in ("r", "rb")
-    if not read and event not in QUIET:
-        print("seen:", event, *args, flush=True)
-
-QUIET = {"import", "os.listdir", "os.scandir", "exec", "compile", "marshal.loads"}  # of an import
-QUIET |= {"object.__getattr__", "object.__setattr__", "object.__delattr__", "code.__new__", "sys._getframe"}
-QUIET |= {"builtins.id"}
-sys.addaudithook(watch)
-sys.path.insert(0, sys.argv[1])
-from travelling import configuration_imbert, modeling_electra_imbert, modeling_imbert, modeling_roberta_imbert
-
-modules = {"Bert": modeling_imbert, "Roberta": modeling_roberta_imbert, "Electra": modeling_electra_imbert}
-for family, module in modules.items():
-    config = getattr(configuration_imbert, f"IM{family}Config")(**SIZES)
-    model = getattr(module, f"IM{family}ForSequenceClassification")(config)
-    for config.im_solver in ("fixed_point", "anderson", "gradient_descent"):
-        for config.im_gradient in ("unrolled", "implicit", "one_step"):
-            for config.im_tolerance in (0.0, 0.1):
-                run(model.train())
-                with torch.inference_mode():
-                    model.eval()(**INPUTS, output_im_statistics=True)
-print("ran")
-open(sys.argv[2])
-"""
-
-
-def test_travelling_files_open_nothing_while_they_run(tmp_path):
-    """As Python's audit hooks see it: from their import, of which reading Python code is a part, to their gradients."""
-    package = tmp_path / "travelling"
-    package.mkdir()
-    for name in TRAVELLING:
-        shutil.copy(PACKAGE / name, package)
-    command = [sys.executable, "-I", "-B", "-W", "ignore", "-c", WATCHED, str(tmp_path), sys.executable]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second, *_ = done.stdout.splitlines()
-    assert first == "ran"
-    assert second.startswith(f"seen: open {sys.executable} r ")  # the test's own: it would be seen

@@ -8,13 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from conftest import imbert_config
 from families import pair_of
+from tiny import PAIRS, imbert_config
 
 from imbert_hf import IMBertForSequenceClassification, layers_imbert
-
-
-PAIRS = list(itertools.product(("fixed_point", "anderson", "gradient_descent"), ("unrolled", "implicit", "one_step")))
 
 
 @pytest.mark.parametrize(

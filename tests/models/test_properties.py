@@ -13,10 +13,10 @@ import warnings
 
 import pytest
 import torch
-from conftest import lively
 from families import base_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import lively
 from transformers.models.bert.modeling_bert import BertLayer
 
 import imbert_hf

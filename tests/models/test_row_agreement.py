@@ -6,8 +6,8 @@ treatment is the measure here, for every head and dtype.
 
 import pytest
 import torch
-from conftest import TINY
 from families import MODELS, config_of, family_of, pair_of
+from tiny import TINY
 
 
 # The implicit model evaluates each layer four times where BERT does once, and its solver rounds too.

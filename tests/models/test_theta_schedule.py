@@ -4,15 +4,14 @@ import json
 
 import pytest
 import torch
-from conftest import bert_config, imbert_config
-from test_trainer import Rows, imbert
-from test_trainer import pytestmark as of_the_trainer
+from tiny import bert_config, imbert_config, imbert_model
+from training import OF_THE_TRAINER, Rows
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from imbert_hf import IMBertForSequenceClassification, ThetaScheduleCallback
 
 
-pytestmark = of_the_trainer
+pytestmark = OF_THE_TRAINER
 
 
 class Record(TrainerCallback):
@@ -30,7 +29,7 @@ def train(folder, schedule, callbacks=(), resume=None, score=lambda step: 0.0, s
     fixed = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "max_steps": 8, "logging_strategy": "no"}
     fixed |= {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
     fixed |= {"per_device_train_batch_size": 4, "metric_for_best_model": "score", "greater_is_better": True}
-    model = imbert()
+    model = imbert_model()
     trainer = Trainer(
         model,
         TrainingArguments(str(folder), load_best_model_at_end=True, **{**fixed, **arguments}),
@@ -95,7 +94,7 @@ def test_a_resumed_run_recomputes_theta_and_ends_with_the_same_weights(step, tmp
 
 def test_at_theta_0_a_step_is_berts(tmp_path):
     """Before the path begins, the increment field's explicit step of size 1 is BERT, to the bit."""
-    model = imbert(im_theta=0.0)
+    model = imbert_model(im_theta=0.0)
     bert = BertForSequenceClassification(bert_config())
     bert.load_state_dict(model.state_dict())
     batch = {n: torch.stack([torch.as_tensor(Rows()[i][n]) for i in range(4)]) for n in Rows()[0]}

@@ -1,8 +1,8 @@
 """One of several processes that train a tiny IM-BERT together, in every way that test_distributed.py compares.
 
-torchrun starts it with the name of a file; there rank 0 saves {(way, gradient, solver): what train returned}, or the
-sentence of a ValueError in its place. Without a way, `train` is the run on one process that the others have to equal.
-With the name of a .json file it runs examples/finetune_glue.py once for each list of arguments there.
+torchrun starts it with the names of two files. In one rank 0 saves {(way, gradient, solver): what train returned}, or
+the sentence of a ValueError in its place. Without a way, `train` is the run on one process that the others have to
+equal. The other holds lists of arguments, with each of which it then runs examples/finetune_glue.py.
 """
 
 import itertools
@@ -14,15 +14,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import imbert_config, lively
+from tiny import GRADIENTS, SOLVERS, imbert_config, lively
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from imbert_hf import IMBertForSequenceClassification
 
 
-GRADIENTS = ("implicit", "one_step", "unrolled")
-SOLVERS = ("fixed_point", "anderson", "gradient_descent")
 WAYS = (
     "ddp",
     "ddp with checkpointing",
@@ -93,11 +91,7 @@ def train(gradient, solver, way="", rank=0, processes=1):
     return torch.stack(losses), {n: p.detach().clone() for n, p in weights.items()}, dict(gradients)
 
 
-def main(path):
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
-    dist.init_process_group("gloo")
+def train_every_way(path):
     results = {}
     for way, gradient, solver in itertools.product(WAYS, GRADIENTS, SOLVERS):
         if "dropout" in way and solver != "anderson":
@@ -108,11 +102,9 @@ def main(path):
             results[way, gradient, solver] = str(error)
     if dist.get_rank() == 0:
         torch.save(results, path)
-    dist.destroy_process_group()
 
 
 def run_example(path):
-    torch.set_num_threads(1)
     from finetune_glue import main
 
     for arguments in json.loads(Path(path).read_text()):
@@ -120,4 +112,11 @@ def run_example(path):
 
 
 if __name__ == "__main__":
-    (run_example if sys.argv[1].endswith(".json") else main)(sys.argv[1])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
+        train_every_way(sys.argv[1])
+    run_example(sys.argv[2])
+    dist.destroy_process_group()

@@ -83,7 +83,6 @@ class Hub(ThreadingHTTPServer):
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "OMP_NUM_THREADS": "1",
         }
         return kept | own | ({"HF_TOKEN": token} if token else {})
 

@@ -37,7 +37,7 @@ class Worker:
         self.log = folder / "stderr.txt"
         env |= {"HF_MODULES_CACHE": str(folder / "modules")}
         env |= {"TRANSFORMERS_VERBOSITY": "debug", "HF_HUB_VERBOSITY": "debug", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        command = [sys.executable, "-W", "ignore", "-c", before + WORKER, "-", "-"]
+        command = [sys.executable, "-W", "ignore", "-c", before + WORKER]
         with self.log.open("w") as log:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
             self.process = subprocess.Popen(command, text=True, cwd=folder, env=env, **pipes)

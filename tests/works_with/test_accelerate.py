@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY
+from tiny import TINY
 
 
 pytest.importorskip("accelerate")
@@ -63,7 +63,7 @@ def test_a_launched_loop_resumes_where_its_state_was_saved(tmp_path):
     script.write_text(SCRIPT)
     torch.save(TINY, tmp_path / "config")
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "no configuration of the user's")}
+    env = os.environ | {"HF_HOME": str(tmp_path / "no configuration of the user's")}
     done = subprocess.run(
         [sys.executable, *launch, script, tmp_path], capture_output=True, text=True, env=env, timeout=300
     )

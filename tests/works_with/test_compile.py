@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import bert_config, imbert_config, lively
-from test_modeling import PAIRS
+from tiny import NO_DROPOUT, PAIRS, SOLVERS, bert_config, imbert_config, lively
 from torch._dynamo.exc import Unsupported
 from transformers import BertForSequenceClassification
 
@@ -16,9 +15,7 @@ from imbert_hf import IMBertForSequenceClassification
 # Torch's own tracing warns of how autograd functions are made, and of .grad where it breaks the graph.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
-SOLVERS = ("fixed_point", "anderson", "gradient_descent")
 
 
 def model_with(**kwargs):

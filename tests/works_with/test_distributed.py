@@ -21,6 +21,7 @@ import distributed_worker as worker
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import NO_DROPOUT
 
 
 pytest.importorskip("accelerate")
@@ -39,7 +40,7 @@ def run_together(folder, *commands, timeout=300):
     """Runs modules, each with its arguments, at once. Where one fails or time is up, all end, and what they started."""
     own = [str(ROOT / name) for name in (".", "tests", "examples")]
     path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
+    environment = {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
     logs = [folder / f"{i}.log" for i in range(len(commands))]
     processes = []
     try:
@@ -68,11 +69,74 @@ def run_together(folder, *commands, timeout=300):
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What two processes came to: (way, gradient, solver) -> losses, weights, gradients, or a sentence."""
+def example(tmp_path_factory):
+    """A folder with a model and data, and a function from an output folder and more to the example's arguments."""
+    folder = tmp_path_factory.mktemp("glue")
+    classifiers.save(folder / "bert", classifiers.bert(**NO_DROPOUT))
+    draw = random.Random(0)
+    (folder / "sst2").mkdir()
+    for split, rows in {"train": 24, "validation": 16}.items():
+        texts = [" ".join(draw.choices(classifiers.WORDS, k=draw.randint(2, 8))) for _ in range(rows)]
+        lines = [json.dumps({"sentence": text, "label": i % 2}) for i, text in enumerate(texts)]
+        (folder / "sst2" / f"{split}.jsonl").write_text("\n".join(lines))
+
+    def command(out, *more, processes):
+        settings = {
+            "model_name_or_path": folder / "bert",
+            "data_dir": folder,
+            "task": "sst2",
+            "max_seq_length": 32,
+            "output_dir": out,
+            "per_device_train_batch_size": 8 // processes,
+            "per_device_eval_batch_size": 8 // processes,
+            "num_train_epochs": 2,
+            "optim": "sgd",
+            "learning_rate": 0.1,
+            "logging_steps": 1,
+            "save_total_limit": 2,
+            "load_best_model_at_end": False,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        implicit = [] if "--connection" in more else ["--im_layers", "all"]
+        return [*words, "--use_cpu", *implicit, *more]
+
+    return folder, command
+
+
+EXAMPLES = {
+    **{
+        f"{solver} {gradient}": ["--im_solver", solver, "--im_gradient", gradient]
+        for solver, gradient in itertools.product(worker.SOLVERS, ("implicit", "one_step"))
+    },
+    "R3F": ["--connection", "bert", "--r3f"],
+}
+
+
+@pytest.fixture(scope="module")
+def commands(example):
+    """The example's arguments for a way of running it and each of EXAMPLES."""
+    folder, arguments = example
+    return {
+        way: [
+            arguments(folder / way / name, "--max_steps", "2", "--save_strategy", "no", *words, processes=processes)
+            for name, words in EXAMPLES.items()
+        ]
+        for way, processes in {"alone": 1, "in two": 2}.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, commands):
+    """What two processes came to: (way, gradient, solver) -> losses, weights, gradients, or a sentence.
+
+    They then run the example with every solver and R3F, since to start them takes longer.
+    """
     folder = tmp_path_factory.mktemp("together")
-    script = Path(worker.__file__)
-    run_together(folder, (TORCHRUN, "--standalone", "--nproc_per_node", 2, script, folder / "results.pt"))
+    (folder / "commands.json").write_text(json.dumps(commands["in two"]))
+    files = [folder / "results.pt", folder / "commands.json"]
+    run_together(folder, (TORCHRUN, "--standalone", "--nproc_per_node", 2, Path(worker.__file__), *files))
     return torch.load(folder / "results.pt")
 
 
@@ -111,43 +175,6 @@ def test_fsdp2_of_parts_of_a_layer(together):
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory):
-    """A folder with a model and data, and a function from an output folder and more to the example's arguments."""
-    folder = tmp_path_factory.mktemp("glue")
-    classifiers.save(folder / "bert", classifiers.bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
-    draw = random.Random(0)
-    (folder / "sst2").mkdir()
-    for split, rows in {"train": 24, "validation": 16}.items():
-        texts = [" ".join(draw.choices(classifiers.WORDS, k=draw.randint(2, 8))) for _ in range(rows)]
-        lines = [json.dumps({"sentence": text, "label": i % 2}) for i, text in enumerate(texts)]
-        (folder / "sst2" / f"{split}.jsonl").write_text("\n".join(lines))
-
-    def command(out, *more, processes):
-        settings = {
-            "model_name_or_path": folder / "bert",
-            "data_dir": folder,
-            "task": "sst2",
-            "max_seq_length": 32,
-            "output_dir": out,
-            "per_device_train_batch_size": 8 // processes,
-            "per_device_eval_batch_size": 8 // processes,
-            "num_train_epochs": 2,
-            "optim": "sgd",
-            "learning_rate": 0.1,
-            "logging_steps": 1,
-            "save_total_limit": 2,
-            "load_best_model_at_end": False,
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-        }
-        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        implicit = [] if "--connection" in more else ["--im_layers", "all"]
-        return [*words, "--use_cpu", *implicit, *more]
-
-    return folder, command
-
-
-@pytest.fixture(scope="module")
 def runs(example):
     """Folders of the example's run on one process, and of that on two nodes of one process, each with its own disk."""
     folder, arguments = example
@@ -177,30 +204,10 @@ def assert_same_run(first, second):
         )
 
 
-EXAMPLES = {
-    **{
-        f"{solver} {gradient}": ["--im_solver", solver, "--im_gradient", gradient]
-        for solver, gradient in itertools.product(worker.SOLVERS, ("implicit", "one_step"))
-    },
-    "R3F": ["--connection", "bert", "--r3f"],
-}
-
-
-def test_the_example_with_every_solver_and_r3f(example):
-    folder, arguments = example
-    ways = {"alone": 1, "in two": 2}
-    commands = {
-        way: [
-            arguments(folder / way / name, "--max_steps", "2", "--save_strategy", "no", *words, processes=processes)
-            for name, words in EXAMPLES.items()
-        ]
-        for way, processes in ways.items()
-    }
+def test_the_example_with_every_solver_and_r3f(example, commands, together):
+    folder, _ = example
     for words in commands["alone"]:
         glue.main(words)
-    (folder / "commands.json").write_text(json.dumps(commands["in two"]))
-    script = Path(worker.__file__)
-    run_together(folder, (TORCHRUN, "--standalone", "--nproc_per_node", 2, script, folder / "commands.json"))
     for name in EXAMPLES:
         assert_same_run(folder / "alone" / name, folder / "in two" / name)
 

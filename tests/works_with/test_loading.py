@@ -6,15 +6,11 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import imbert_config, lively
 from families import MODELS, inputs_for, pair_of
-from test_modeling import PAIRS
+from tiny import NO_DROPOUT, PAIRS, SOLVERS, imbert_config, lively
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from imbert_hf import IMBertForSequenceClassification
-
-
-SOLVERS = ("fixed_point", "anderson", "gradient_descent")
 
 
 @pytest.fixture
@@ -152,12 +148,10 @@ def test_gradient_descent_is_refused_with_layers_on_disk(gradient, saved, batch)
 
 @pytest.mark.parametrize("gradient", ["unrolled", "implicit", "one_step"])
 def test_training_is_refused_with_layers_on_disk_unless_they_are_frozen(gradient, saved, batch):
-    model = offloaded(saved, im_gradient=gradient, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    model = offloaded(saved, im_gradient=gradient, **NO_DROPOUT).train()
     with pytest.raises(ValueError, match=r"offloaded \(device_map\) cannot be trained"):
         model(**batch)
-    whole = IMBertForSequenceClassification.from_pretrained(
-        saved, im_gradient=gradient, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
+    whole = IMBertForSequenceClassification.from_pretrained(saved, im_gradient=gradient, **NO_DROPOUT)
     for m in (model, whole):
         m.bert.encoder.layer[1:].requires_grad_(False)
         m.train()(**batch, labels=torch.tensor([0, 1, 1])).loss.backward()
@@ -207,8 +201,7 @@ def test_eager_and_sdpa_have_the_same_gradients_in_training(solver, gradient, ba
         im_solver=solver,
         im_gradient=gradient,
         im_learning_rate=0.02,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        **NO_DROPOUT,
     )
     grads = []
     for kind in ("eager", "sdpa"):

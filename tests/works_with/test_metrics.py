@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import imbert_config, lively
-from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+from tiny import imbert_config, lively, tokenizer_of
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from imbert_hf import IMBertForSequenceClassification
 
@@ -15,14 +15,14 @@ metrics = pytest.importorskip("sklearn.metrics")
 # The Trainer pins memory where there is an accelerator to pin it for, and says that here there is none.
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "fine", "bad", "dull", "film", "book", "a", "very", "it"]
+WORDS = ["good", "fine", "bad", "dull", "film", "book", "a", "very", "it"]
 
 
 def texts(n=20):
     generator = np.random.default_rng(0)
     for i in range(n):
-        judged = generator.choice(WORDS[7:9] if i % 2 else WORDS[5:7])
-        yield {"text": " ".join([*generator.choice(WORDS[9:], i % 5), judged, "film"]), "label": i % 2}
+        judged = generator.choice(WORDS[2:4] if i % 2 else WORDS[:2])
+        yield {"text": " ".join([*generator.choice(WORDS[4:], i % 5), judged, "film"]), "label": i % 2}
 
 
 def scores(prediction):
@@ -40,7 +40,7 @@ def statistics(module, args, kwargs):
 @pytest.fixture
 def trainer(tmp_path):
     """Of 20 rows in batches of 8, so that the last is smaller and lengths differ."""
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
+    tokenizer = tokenizer_of(WORDS)
     rows = datasets.Dataset.from_list(list(texts())).map(lambda row: tokenizer(row["text"]), remove_columns="text")
     torch.manual_seed(0)
     model = lively(IMBertForSequenceClassification(imbert_config()))

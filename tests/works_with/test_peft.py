@@ -5,9 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from conftest import bert_config, imbert_config, lively
-from test_checkpoints import run_stranger
-from test_modeling import PAIRS
+from tiny import GRADIENTS, NO_DROPOUT, PAIRS, bert_config, imbert_config, lively
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, Trainer, TrainingArguments
 
 from imbert_hf import IMBertForSequenceClassification
@@ -19,8 +17,6 @@ pytestmark = [
     # It has another name from some 5.x on; the old one, which PEFT asks for too, serves both ends of the range.
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
 ]
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-GRADIENTS = ("implicit", "one_step", "unrolled")
 
 
 def lora(model, dropout=0.1, **kwargs):
@@ -205,7 +201,7 @@ def berts_opens(opens, bert, folder, batch):
         return False
 
 
-def test_a_stranger_loads_base_and_adapter(saved, batch, tmp_path):
+def test_a_stranger_loads_base_and_adapter(saved, batch, tmp_path, run_stranger):
     base, adapter, logits = saved
     code = """
 import json, peft

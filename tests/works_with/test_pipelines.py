@@ -11,8 +11,7 @@ import pytest
 import torch
 import transformers
 from classifiers import WORDS, labelled, tokenizer
-from conftest import bert_config, lively
-from test_checkpoints import run_stranger
+from tiny import bert_config, lively
 from transformers import pipeline
 
 import imbert_hf
@@ -69,7 +68,7 @@ def assert_alike(actual, expected, tolerance, where="answer"):
         assert actual == expected, where
 
 
-def test_pairs_keep_their_token_types_with_and_without_the_package(tmp_path):
+def test_pairs_keep_their_token_types_with_and_without_the_package(tmp_path, run_stranger):
     """A tokenizer opened by a model type that transformers does not know forgets them, and the answers are others."""
     bert, imbert = save_both(tmp_path, "ForSequenceClassification", **NLI)
     pair = ("w1 w2", "w3 w4")

@@ -6,14 +6,9 @@ import shutil
 import pytest
 import torch
 from classifiers import imbert
-from conftest import bert_config
-from pushing import example, save_among_others
+from pushing import example
+from tiny import bert_config
 from transformers import BertForSequenceClassification
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return save_among_others(tmp_path / "checkpoint")
 
 
 def remove(name):

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import re
 from itertools import repeat
 from pathlib import Path
 
 import hub
+import measurements
 import pytest
 import torch
 from classifiers import tokenizer
-from conftest import imbert_config
-from pushing import SCRIPT, Worker, example, save, save_among_others
-from test_checkpoints import STRANGER
+from pushing import SCRIPT, Worker, example, save
+from stranger import STRANGER
+from tiny import imbert_config
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import imbert_hf
@@ -82,11 +84,6 @@ def stranger(start):
     return start("stranger", STRANGER, token=None)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return save_among_others(tmp_path / "checkpoint")
-
-
 def push(user, folder, repo, *words):
     """examples/push_to_hub.py as a script: what it prints, and the sentence that it ends with."""
     code = "sys.argv[:] = words\nrunpy.run_path(words[0], run_name='__main__')"
@@ -128,6 +125,26 @@ def test_the_example_sends_what_a_checkpoint_needs_in_one_commit(user, server, f
     assert printed.startswith(f"{server.url}/me/files\n")
     assert f'"{server.repos["me/files"].branches["main"]}"' in printed
     assert digests(folder) == before
+
+
+def test_the_card_that_was_rendered_is_sent_and_its_lines_run(user, stranger, server, tmp_path):
+    config = imbert_config(im_solver="anderson", **measurements.LABELS)
+    folder = measurements.save(tmp_path / "my-model", imbert_hf.IMBertForSequenceClassification, config)
+    measurements.rendered(folder, *measurements.CONTENTS)
+    card, before = (folder / "README.md").read_bytes(), len(server.calls)
+    assert not push(user, folder, "me/by-example")[1]
+    calls = server.calls[before:]
+    snippet = re.search(r"```python\n(.*?)```", card.decode(), flags=re.S)[1]
+    here, there = (snippet.replace('"my-model"', repr(name)) for name in (str(folder), "me/by-example"))
+    assert len({snippet, here, there}) == 3
+    said = stranger(here + there).split()
+    assert set(said) <= {"negative", "positive"}
+    assert len(said) == 2
+    assert server.files["me/by-example"]["README.md"] == card
+    order = ["create", "validate-yaml", "preupload", "LFS batch", "LFS file", "verify", "commit"]
+    noted = [call.partition(" ")[2] for call in calls]
+    noted = [what for what in noted if what in order]  # newer clients validate the card twice
+    assert [what for what, last in zip(noted, ["", *noted], strict=False) if what != last] == order
 
 
 def test_a_branch(user, server, folder):

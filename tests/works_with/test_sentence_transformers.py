@@ -5,9 +5,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import imbert_config, lively
-from test_checkpoints import run_stranger
-from transformers import AutoTokenizer, BertTokenizer
+from tiny import imbert_config, lively, tokenizer_of
+from transformers import AutoTokenizer
 
 from imbert_hf import IMBertForSequenceClassification, IMBertModel
 
@@ -19,7 +18,7 @@ from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss  #
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss  # noqa: E402
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "poor", "film", "song", "and", "not"]
+WORDS = ["a", "fine", "poor", "film", "song", "and", "not"]
 SENTENCES = ["a fine film", "not a poor film and not a poor song", "song"]
 PAIRS = [("a fine film", "a film"), ("a poor song and a film", "not a song"), ("song", "poor")]
 
@@ -31,7 +30,7 @@ def folder(tmp_path):
 
 def save(model, folder):
     lively(model).save_pretrained(folder)
-    BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
+    tokenizer_of(WORDS).save_pretrained(folder)
     return str(folder)
 
 
@@ -86,7 +85,7 @@ def test_the_trainer_lowers_the_loss(kind, loss, folder, tmp_path):
     assert trainer.evaluate()["eval_loss"] < 0.7 * start
 
 
-def test_a_stranger_loads_saves_and_loads_again(folder, tmp_path):
+def test_a_stranger_loads_saves_and_loads_again(folder, tmp_path, run_stranger):
     SentenceTransformer(folder, device="cpu").save_pretrained(str(tmp_path / "sentence"))
     CrossEncoder(folder, device="cpu").save_pretrained(str(tmp_path / "cross"))
     code = """

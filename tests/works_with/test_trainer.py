@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bert_config, imbert_config, lively
-from torch.utils.data import Dataset
+from tiny import NO_DROPOUT, bert_config, imbert_model
+from training import OF_THE_TRAINER, Rows
 from transformers import (
     BertForSequenceClassification,
     EarlyStoppingCallback,
@@ -18,38 +18,12 @@ from transformers import (
     default_data_collator,
 )
 
-from imbert_hf import IMBertForSequenceClassification
-
 
 pytest.importorskip("accelerate")
-pytestmark = [
-    # The Trainer pins memory where there is an accelerator to pin it for, and says that here there is none.
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true"),
-    # It has another name from some 5.x on; the old one serves both ends of the range.
-    pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning"),
-]
+pytestmark = OF_THE_TRAINER
 
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 # Not Adam, which forgets the scale of a gradient.
 PLAIN = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
-
-
-class Rows(Dataset):
-    """16 rows of 3 to 8 real tokens, two labels that the first token tells."""
-
-    def __len__(self):
-        return 16
-
-    def __getitem__(self, i):
-        generator = torch.Generator().manual_seed(i)
-        ids = torch.randint(5, 99, (8,), generator=generator)
-        mask = torch.arange(8) < 3 + i % 6
-        return {"input_ids": ids * mask, "attention_mask": mask.long(), "labels": int(ids[0] > 50)}
-
-
-def imbert(**config):
-    torch.manual_seed(0)
-    return lively(IMBertForSequenceClassification(imbert_config(**config)))
 
 
 def trainer_of(model, folder, trainer_class=Trainer, callbacks=None, batch_size=4, **arguments):
@@ -67,7 +41,7 @@ def trained(model, folder, **arguments):
 
 
 def assert_moved(model, weights):
-    start = imbert(**{name: getattr(model.config, name) for name in NO_DROPOUT}).state_dict()
+    start = imbert_model(**{name: getattr(model.config, name) for name in NO_DROPOUT}).state_dict()
     assert all(not torch.equal(weights[name], start[name]) for name in weights if "key.bias" not in name)
 
 
@@ -83,10 +57,10 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_without_an_implicit_layer_the_trained_weights_are_berts(option, tmp_path):
     bert = BertForSequenceClassification(bert_config())
-    bert.load_state_dict(imbert().state_dict())
+    bert.load_state_dict(imbert_model().state_dict())
     bert.accepts_loss_kwargs = False  # IM-BERT says so itself; see the test of accumulation
     expected = trained(bert, tmp_path, **OPTIONS[option])
-    actual = trained(imbert(im_layers=[]), tmp_path, **OPTIONS[option])
+    actual = trained(imbert_model(im_layers=[]), tmp_path, **OPTIONS[option])
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
@@ -94,7 +68,7 @@ def test_without_an_implicit_layer_the_trained_weights_are_berts(option, tmp_pat
 def test_bfloat16_trains_the_float32_weights_as_float32_does(solver, tmp_path):
     """Over a few steps: after many the paths part for rounding alone."""
     config = {**NO_DROPOUT, "im_solver": solver, "im_learning_rate": 0.02}
-    start, model, exact = imbert(**config).state_dict(), imbert(**config), imbert(**config)
+    start, model, exact = imbert_model(**config).state_dict(), imbert_model(**config), imbert_model(**config)
     trainer = trainer_of(model, tmp_path, bf16=True, **PLAIN)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -112,7 +86,7 @@ def test_four_accumulated_batches_of_one_are_a_batch_of_four(smoothing, tmp_path
     """For BERT the Trainer adds the four losses up: it believes the **kwargs of forward to be the loss function's."""
     runs = [
         trained(
-            imbert(**NO_DROPOUT),
+            imbert_model(**NO_DROPOUT),
             tmp_path,
             batch_size=size,
             gradient_accumulation_steps=4 // size,
@@ -122,20 +96,20 @@ def test_four_accumulated_batches_of_one_are_a_batch_of_four(smoothing, tmp_path
         for size in (4, 1)
     ]
     torch.testing.assert_close(runs[1], runs[0], rtol=1e-4, atol=1e-6)
-    assert_moved(imbert(**NO_DROPOUT), runs[0])
+    assert_moved(imbert_model(**NO_DROPOUT), runs[0])
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "unrolled"])
 def test_gradient_checkpointing_leads_to_the_same_weights_with_dropout(gradient, tmp_path):
     plain, checkpointed = (
-        trained(imbert(im_gradient=gradient), tmp_path, gradient_checkpointing=checkpointing, **PLAIN)
+        trained(imbert_model(im_gradient=gradient), tmp_path, gradient_checkpointing=checkpointing, **PLAIN)
         for checkpointing in (False, True)
     )
     torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_label_smoothing_is_the_mixture_of_the_label_with_all_classes(tmp_path):
-    model = imbert()
+    model = imbert_model()
     trainer = trainer_of(model, tmp_path, label_smoothing_factor=0.2)
     batch = default_data_collator([Rows()[i] for i in range(4)])
     log_p = model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
@@ -147,7 +121,7 @@ def test_label_smoothing_is_the_mixture_of_the_label_with_all_classes(tmp_path):
 def test_early_stopping_stops_and_the_best_weights_come_back(tmp_path):
     scores = iter([0.6, 0.8, 0.7, 0.5, 0.9])  # of steps 1, 2, ...; nobody waits for the last
     weights = []
-    model = imbert()
+    model = imbert_model()
     trainer = trainer_of(
         model,
         tmp_path,
@@ -188,8 +162,8 @@ class LayerwiseTrainer(Trainer):
 
 
 def test_layerwise_learning_rates(tmp_path):
-    model = imbert(**NO_DROPOUT)
-    start = imbert(**NO_DROPOUT)
+    model = imbert_model(**NO_DROPOUT)
+    start = imbert_model(**NO_DROPOUT)
     options = {name: value for name, value in PLAIN.items() if name != "optim"}
     trainer = trainer_of(model, tmp_path, LayerwiseTrainer, batch_size=16, max_steps=1, **options)
     trainer.train()
@@ -208,7 +182,7 @@ RESUMED = {"max_steps": 6, "gradient_accumulation_steps": 2, "save_strategy": "s
 
 def die_in_the_middle_of_a_step(folder):
     """What the child runs: killed in step 4, in its second batch, in the second iteration of the last layer's solve."""
-    model = imbert()
+    model = imbert_model()
     trainer = trainer_of(model, folder, **RESUMED)
     output = model.bert.encoder.layer[-1].output
     forward, calls = output.forward, [0]
@@ -227,15 +201,15 @@ def die_in_the_middle_of_a_step(folder):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is of POSIX")
 def test_a_run_killed_in_the_middle_of_a_step_resumes_to_the_same_weights(tmp_path):
     """Bit for bit, with dropout, which the solve draws once and replays, and batches in random order."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     code = f"from test_trainer import *; die_in_the_middle_of_a_step({str(tmp_path / 'killed')!r})"
     child = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, capture_output=True, timeout=300
     )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()[-3000:]
     assert [path.name for path in (tmp_path / "killed").iterdir()] == ["checkpoint-2"]
-    expected = trained(imbert(), tmp_path / "whole", **RESUMED)
-    model = imbert()
+    expected = trained(imbert_model(), tmp_path / "whole", **RESUMED)
+    model = imbert_model()
     steps = []
     model.register_forward_pre_hook(lambda *_: steps.append(trainer.state.global_step))
     trainer = trainer_of(model, tmp_path / "killed", **RESUMED)
