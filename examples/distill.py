@@ -10,7 +10,7 @@ teacher's answers from the texts of the task's train split alone, not from their
 teacher's and the student's logits divided by the temperature T, its loss is T^2 KL(p || q) (Hinton, Vinyals and Dean,
 arXiv 1503.02531, section 2). What comes out is a checkpoint of BertForSequenceClassification.
 
-Every other argument is one of finetune_glue.py; any classifier with BERT's parameters may be the teacher.
+Every other argument is one of finetune.py; any classifier with BERT's parameters may be the teacher.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import tempfile
 from functools import partial
 from typing import Any, NoReturn
 
-import finetune_glue
+import finetune
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--teacher", required=True, help="folder or Hub id of a fine-tuned classifier")
     parser.add_argument("--temperature", type=float, default=2.0, help="of the softmax (default: 2)")
-    parser.add_argument("--task", required=True, choices=finetune_glue.TASKS)
+    parser.add_argument("--task", required=True, choices=finetune.TASKS)
     parser.add_argument("--label-map", help="of the teacher: negative=0,positive=1, where its config does not tell")
     parser.add_argument("--max_seq_length", type=int, default=128)
     words = sys.argv[1:] if argv is None else argv
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer: Any = partial(DistillationTrainer, teacher=teacher, temperature=own.temperature)
         fixed = ["--task", own.task, "--max_seq_length", str(own.max_seq_length), "--connection", "bert"]
         about = {"teacher": own.teacher, "temperature": own.temperature}
-        finetune_glue.main([*others, *fixed, "--model_name_or_path", folder], trainer, about)
+        finetune.main([*others, *fixed, "--model_name_or_path", folder], trainer, about)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ class Run:
     """One fine-tuning and what is measured of it.
 
     Attributes:
-        task, seed: of finetune_glue.py.
-        arguments: the others of finetune_glue.py, or of distill.py where there is a teacher.
+        task, seed: of finetune.py.
+        arguments: the others of finetune.py, or of distill.py where there is a teacher.
         teacher: arguments of the run whose weights are distilled.
         fields: im_ fields that the model is given after the training.
         autocast: torch's name of the dtype under whose autocast accuracies are measured; "": none, in float32.

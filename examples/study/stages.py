@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import distill
-import finetune_glue
+import finetune
 import numpy
 import torch
 import transformers
@@ -99,22 +99,22 @@ def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
 def made_by() -> dict[str, Any]:
     """Code and machine: with others, numbers differ."""
     about = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
-    return about | {"git": finetune_glue.git_state(), "cuda": torch.cuda.is_available()}
+    return about | {"git": finetune.git_state(), "cuda": torch.cuda.is_available()}
 
 
 def train(run: Run, data: Path, weights: Path, model: str | None) -> dict[str, Any]:
-    """What finetune_glue.py or distill.py writes, without paths; its validation rows are those of `split`.
+    """What finetune.py or distill.py writes, without paths; its validation rows are those of `split`.
 
     The last epoch is kept. Weights that another run has trained with the same arguments are taken as they are.
     """
     if not (weights / "results.json").exists() or not (weights / "model.safetensors").exists():
-        finetune(run, data, weights, model)
+        fine_tuned(run, data, weights, model)
     results = json.loads((weights / "results.json").read_text(encoding="utf-8"))
     return {name: results[name] for name in KEPT}
 
 
-def finetune(run: Run, data: Path, weights: Path, model: str | None) -> None:
-    script: Callable[[list[str]], None] = distill.main if run.teacher else finetune_glue.main
+def fine_tuned(run: Run, data: Path, weights: Path, model: str | None) -> None:
+    script: Callable[[list[str]], None] = distill.main if run.teacher else finetune.main
     arguments = dict(run.arguments)
     if run.teacher:
         teacher = weights.with_name(run.taught_by.key)
@@ -147,7 +147,7 @@ def with_fields(run: Run, weights: Path) -> Path:
 
 
 def split(data: Path, task: str, folder: Path) -> Path:
-    """Rows for finetune_glue.py: CHOICE of the train file to choose settings by, and the others to train on."""
+    """Rows for finetune.py: CHOICE of the train file to choose settings by, and the others to train on."""
     rows = (data / task / "train.jsonl").read_bytes().splitlines()
     if len(rows) <= CHOICE:
         raise ValueError(f"{data / task / 'train.jsonl'} must hold more than {CHOICE} rows, got {len(rows)}.")

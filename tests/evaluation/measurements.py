@@ -122,7 +122,7 @@ def training(folder):
         "seconds_per_training_step": 0.4567,
         "seconds_per_eval_row": {"validation": 0.00891},
         "train_runtime": 2345.6,
-        "im_fields": {name: value for name, value in config.items() if name in IM_FIELDS},  # as finetune_glue.py
+        "im_fields": {name: value for name, value in config.items() if name in IM_FIELDS},  # as finetune.py
         "arguments": {
             "model": {"model_name_or_path": "google-bert/bert-base-uncased"},
             "data": {"max_seq_length": 129},

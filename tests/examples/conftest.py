@@ -1,4 +1,4 @@
-"""A tiny random BERT and a few made-up rows to run examples/finetune_glue.py on."""
+"""A tiny random BERT and a few made-up rows to run examples/finetune.py on."""
 
 import pytest
 import torch

@@ -1,10 +1,10 @@
-"""examples/finetune_glue.py as a module, the words of made-up rows to run it on, and what it wrote."""
+"""examples/finetune.py as a module, the words of made-up rows to run it on, and what it wrote."""
 
 import json
 import random
 from pathlib import Path
 
-import finetune_glue as glue
+import finetune as glue
 import pytest
 
 from imbert_hf.configuration_imbert import IM_FIELDS

@@ -1,4 +1,4 @@
-"""What examples/finetune_glue.py takes, arguments, settings file, rows and checkpoints, and what it refuses."""
+"""What examples/finetune.py takes, arguments, settings file, rows and checkpoints, and what it refuses."""
 
 import json
 import shutil
@@ -173,7 +173,7 @@ def test_edited_file_is_read_anew(tmp_path):
     args = glue.DataArguments(task="sst2", data_dir=str(tmp_path))
     for text in ("before", "after"):
         (tmp_path / "sst2" / "train.jsonl").write_text(json.dumps({"sentence": text, "label": 1}) + "\n\n")
-        assert glue.load_data(args, seed=0)["train"].to_list() == [{"sentence": text, "label": 1}]
+        assert glue.load_data(args, seed=0)[1]["train"].to_list() == [{"text0": text, "label": 1}]
 
 
 def test_hub_is_the_default(arguments, monkeypatch, tmp_path):
@@ -185,7 +185,7 @@ def test_hub_is_the_default(arguments, monkeypatch, tmp_path):
         return datasets.Dataset.from_list(rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    data = glue.load_data(glue.DataArguments(task="mnli", max_eval_samples=2), 0)
+    _, data = glue.load_data(glue.DataArguments(task="mnli", max_eval_samples=2), 0)
     splits = ["train", "validation_matched", "validation_mismatched"]
     assert calls == [("nyu-mll/glue", "mnli", split) for split in splits]
     assert [len(data[split]) for split in splits] == [5, 2, 2]
@@ -205,9 +205,13 @@ def test_hub_is_the_default(arguments, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("connection", "found", "loads"),
     [
-        ("im-bert", "distilbert", "IMBertConfig loads 'bert' and 'imbert'."),
-        ("bert", "distilbert", "--connection bert loads 'bert'."),
-        ("bert", "imbert", "--connection bert loads 'bert'."),
+        (
+            "im-bert",
+            "distilbert",
+            "--connection im-bert loads 'bert', 'roberta', 'electra', 'imbert', 'imroberta', 'imelectra'.",
+        ),
+        ("bert", "distilbert", "--connection bert loads 'bert', 'roberta', 'electra'."),
+        ("bert", "imbert", "--connection bert loads 'bert', 'roberta', 'electra'."),
     ],
 )
 def test_other_model_type(connection, found, loads, arguments, bert, tmp_path):

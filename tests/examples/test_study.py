@@ -160,8 +160,8 @@ def test_a_training_goes_on_from_its_last_whole_checkpoint(study, plan, data, mo
         (tmp_path / "weights" / f"checkpoint-{step}").mkdir(parents=True)
         (tmp_path / "weights" / f"checkpoint-{step}" / file).touch()
     said = []
-    monkeypatch.setattr(study.stages.finetune_glue, "main", said.extend)
-    study.stages.finetune(run, data, tmp_path / "weights", None)
+    monkeypatch.setattr(study.stages.finetune, "main", said.extend)
+    study.stages.fine_tuned(run, data, tmp_path / "weights", None)
     assert said[said.index("--resume_from_checkpoint") + 1] == "last"
     assert not list((tmp_path / "weights").glob("checkpoint-*"))  # the whole one after the training
 
@@ -207,7 +207,7 @@ def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, p
     assert said.returncode == 0, said.stderr
     done, failed = said.stdout.splitlines()
     assert done.startswith("[4/5] main: sst2, seed 0, BERT: ")
-    assert failed.startswith("[5/5] main: sst2, seed 0, R3F: finetune_glue.py: error: --model_name_or_path")
+    assert failed.startswith("[5/5] main: sst2, seed 0, R3F: finetune.py: error: --model_name_or_path")
     again = study.kept.read_run(runs, run)
     assert {name: again["stages"][name] for name in kept["stages"]} == kept["stages"]  # nothing was made twice
     assert "cost" in again["stages"]

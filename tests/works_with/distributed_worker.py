@@ -2,7 +2,7 @@
 
 torchrun starts it with the names of two files. In one rank 0 saves {(way, gradient, solver): what train returned}, or
 the sentence of a ValueError in its place. Without a way, `train` is the run on one process that the others have to
-equal. The other holds lists of arguments, with each of which it then runs examples/finetune_glue.py.
+equal. The other holds lists of arguments, with each of which it then runs examples/finetune.py.
 """
 
 import itertools
@@ -105,7 +105,7 @@ def train_every_way(path):
 
 
 def run_example(path):
-    from finetune_glue import main
+    from finetune import main
 
     for arguments in json.loads(Path(path).read_text()):
         main(arguments)

@@ -1,4 +1,4 @@
-"""More than one process: plain loops under DDP and FSDP2, and examples/finetune_glue.py under torchrun and accelerate.
+"""More than one process: plain loops under DDP and FSDP2, and examples/finetune.py under torchrun and accelerate.
 
 Every process runs on this machine's CPU and speaks gloo.
 """

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.json",
         help="what imbert-eval advglue, attack and stability wrote; only this checkpoint's entries are shown",
     )
-    parser.add_argument("--training", type=Path, metavar="FILE.json", help="results.json of examples/finetune_glue.py")
+    parser.add_argument("--training", type=Path, metavar="FILE.json", help="results.json of examples/finetune.py")
     parser.add_argument("--license", help='of the checkpoint, as the Hub spells it: "apache-2.0", "mit", ...')
     parser.add_argument("--base-license", help="of the checkpoint that was fine-tuned")
     parser.add_argument("--base-model", metavar="ID", help="of the Hub (default: as --training tells)")

@@ -36,7 +36,7 @@ class Results:
         entries: name of a list ("results", "embedding", "query", "noise") -> the checkpoint's own entries in it.
         comparisons: those that the checkpoint is one side of, which is called "this checkpoint".
         stability: the summary of imbert-eval stability, or None.
-        training: what examples/finetune_glue.py wrote, or None.
+        training: what examples/finetune.py wrote, or None.
         warnings: what the files hold and a card does not show, and why.
     """
 
@@ -48,7 +48,7 @@ class Results:
 
 
 def read_results(folder: Path, paths: Iterable[Path]) -> Results:
-    """Reads JSON files, known by their content: of imbert-eval advglue, attack and stability, and of finetune_glue.py.
+    """Reads JSON files, known by their content: of imbert-eval advglue, attack and stability, and of finetune.py.
 
     Raises:
         ValueError: a file is none of these, lacks a key, holds no entry whose path or model is `folder`, or one that
@@ -71,7 +71,7 @@ def read_results(folder: Path, paths: Iterable[Path]) -> Results:
         elif command in _REQUIRED:
             _collect(folder, path, content, found)
         else:
-            raise ValueError(f"{path} is no JSON of imbert-eval advglue, attack or stability, nor of finetune_glue.py.")
+            raise ValueError(f"{path} is no JSON of imbert-eval advglue, attack or stability, nor of finetune.py.")
     return found
 
 

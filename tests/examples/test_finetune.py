@@ -1,4 +1,4 @@
-"""examples/finetune_glue.py on a tiny random BERT and a few made-up rows: the trainings, and what they write."""
+"""examples/finetune.py on a tiny random BERT and a few made-up rows: the trainings, and what they write."""
 
 import json
 import shutil
@@ -116,8 +116,11 @@ def test_f1_by_hand():
     # Predicted 1 1 0 0 1 for 1 0 0 1 1: two true positives, one false positive, one false negative.
     logits = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0], [0, 1]]).numpy()
     prediction = EvalPrediction(logits, torch.tensor([1, 0, 0, 1, 1]).numpy())
-    assert glue.compute_metrics(prediction, "qqp") == {"accuracy": pytest.approx(3 / 5), "f1": pytest.approx(2 / 3)}
-    assert glue.compute_metrics(prediction, "rte") == {"accuracy": pytest.approx(3 / 5)}
+    assert glue.compute_metrics(prediction, glue.GLUE["qqp"]) == {
+        "accuracy": pytest.approx(3 / 5),
+        "f1": pytest.approx(2 / 3),
+    }
+    assert glue.compute_metrics(prediction, glue.GLUE["rte"]) == {"accuracy": pytest.approx(3 / 5)}
 
 
 def test_subset_is_of_the_seed_alone(arguments, monkeypatch, tmp_path):
@@ -125,7 +128,7 @@ def test_subset_is_of_the_seed_alone(arguments, monkeypatch, tmp_path):
 
     class Recorder(glue.Trainer):
         def __init__(self, *args, train_dataset, eval_dataset, **kwargs):
-            rows.append((train_dataset["sentence"][:], eval_dataset["sentence"][:]))
+            rows.append((train_dataset["text0"][:], eval_dataset["text0"][:]))
             super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
 
     monkeypatch.setattr(glue, "Trainer", Recorder)

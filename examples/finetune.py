@@ -1,25 +1,28 @@
-"""Fine-tunes BERT, EX-BERT or IM-BERT on a GLUE task and writes what came out to OUTPUT_DIR/results.json.
+"""Fine-tunes BERT, EX-BERT or IM-BERT on a table of one's own or a GLUE task; results go to OUTPUT_DIR/results.json.
 
-    pip install "imbert-hf[glue]"
+    # one's own data: .csv, .tsv, .json, .jsonl, .parquet or .txt; without --validation_file a tenth is kept for that
+    python examples/finetune.py --train_file tickets.csv --text_column_names body --label_column_name queue \
+        --model_name_or_path google-bert/bert-base-uncased --connection im-bert --output_dir outputs/tickets
 
-    python examples/finetune_glue.py --task sst2 --model_name_or_path google-bert/bert-base-uncased \
+    python examples/finetune.py --task sst2 --model_name_or_path google-bert/bert-base-uncased \
         --connection im-bert --learning_rate 2e-5 --per_device_train_batch_size 32 --output_dir outputs/sst2-im-bert
 
     # plain BERT on 1,000 rows of local files: path/to/data holds rte/train.jsonl and rte/validation.jsonl
-    python examples/finetune_glue.py --task rte --model_name_or_path google-bert/bert-base-uncased \
+    python examples/finetune.py --task rte --model_name_or_path google-bert/bert-base-uncased \
         --connection bert --data_dir path/to/data --max_train_samples 1000 --seed 0 --output_dir outputs/rte-bert
 
-    # half an implicit step in the last four layers; the same from a file: finetune_glue.py settings.json
-    python examples/finetune_glue.py --task mnli --model_name_or_path google-bert/bert-base-uncased \
+    # half an implicit step in the last four layers; the same from a file: finetune.py settings.json
+    python examples/finetune.py --task mnli --model_name_or_path google-bert/bert-base-uncased \
         --im_theta 0.5 --im_layers -4 -3 -2 -1 --im_eval_iterations 5 --output_dir outputs/mnli-half
 
     # theta from 0 to 1 over the first half of the training; what else one may take: R3F with plain BERT
-    python examples/finetune_glue.py ... --connection im-bert --theta_warmup 0.5 --output_dir outputs/warmup
-    python examples/finetune_glue.py ... --connection bert --r3f --output_dir outputs/r3f
+    python examples/finetune.py ... --connection im-bert --theta_warmup 0.5 --output_dir outputs/warmup
+    python examples/finetune.py ... --connection bert --r3f --output_dir outputs/r3f
 
 Every im_ field of IMBertConfig and every field of TrainingArguments is an argument. Each epoch ends with an evaluation
 and a checkpoint, and the most accurate model is kept, unless --eval_strategy or --save_strategy is given: then
-TrainingArguments' defaults hold. --resume_from_checkpoint takes a checkpoint folder, or "last".
+TrainingArguments' defaults hold. --resume_from_checkpoint takes a checkpoint folder, or "last". Checkpoints of BERT,
+RoBERTa and ELECTRA are taken alike.
 """
 
 import inspect
@@ -41,13 +44,14 @@ import torch
 import transformers
 from robust_losses import r3f_losses
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.model_selection import train_test_split
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
     DataCollatorWithPadding,
     EvalPrediction,
     HfArgumentParser,
+    PretrainedConfig,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -56,12 +60,16 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 import imbert_hf
-from imbert_hf import IMBertConfig, IMBertForSequenceClassification, ThetaScheduleCallback
+from imbert_hf import IMBertConfig, IMElectraConfig, IMRobertaConfig, ThetaScheduleCallback
 from imbert_hf.configuration_imbert import ImplicitConfig
+from imbert_hf.evaluation.data.loading import longest_input
+from imbert_hf.evaluation.data.tables import CELLS, READERS, check_columns, own_rows, own_task, read_table
 from imbert_hf.evaluation.data.tasks import TASKS as GLUE
-from imbert_hf.evaluation.data.tasks import read_rows
+from imbert_hf.evaluation.data.tasks import Row, Task, read_rows
 
 
+TABLES = [*CELLS, *READERS, ".txt"]
+FAMILIES = {config.plain_model_type(): config for config in (IMBertConfig, IMRobertaConfig, IMElectraConfig)}
 TASKS = [name for name in GLUE if name != "mnli-mm"]  # that one is MNLI's other validation split
 IM_FIELDS = {name: hint for name, hint in inspect.get_annotations(ImplicitConfig).items() if name.startswith("im_")}
 IM_FIELDS["im_layers"] = list[str]  # "all", or indices: read by im_values
@@ -76,7 +84,9 @@ IMArguments: Any = make_dataclass(
 class ModelArguments(IMArguments):
     """An im_ field left out keeps what the checkpoint has, or else IMBertConfig's default; ex-bert sets its own."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a BERT or IM-BERT checkpoint"})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder or Hub id of a BERT, RoBERTa or ELECTRA, plain or implicit"}
+    )
     connection: Literal["bert", "ex-bert", "im-bert"] = "im-bert"
     preset: Literal["paper"] | None = field(
         default=None, metadata={"help": "paper: every im_ field not given is IMBertConfig.paper()'s"}
@@ -89,7 +99,18 @@ class ModelArguments(IMArguments):
 
 @dataclass(kw_only=True)
 class DataArguments:
-    task: str = field(metadata={"choices": TASKS})
+    task: str | None = field(default=None, metadata={"choices": TASKS, "help": "Of GLUE; None: data of your own"})
+    train_file: str | None = field(default=None, metadata={"help": "A table of your own: " + ", ".join(TABLES)})
+    validation_file: str | None = field(
+        default=None,
+        metadata={"help": "The same; None: a tenth of the rows to train on, stratified, by --data_seed or else --seed"},
+    )
+    test_file: str | None = field(default=None, metadata={"help": "The same, evaluated at the end too"})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "On the Hub, in place of files, or a folder of splits"}
+    )
+    text_column_names: str | None = field(default=None, metadata={"help": "One, or two with a comma between"})
+    label_column_name: str = field(default="label", metadata={"help": "Of the same table"})
     data_dir: str | None = field(
         default=None, metadata={"help": "DIR that holds DIR/<task>/<split>.jsonl; None: nyu-mll/glue of the Hub"}
     )
@@ -191,60 +212,120 @@ def check_connection(config: Any, checkpoint: str) -> None:
             raise ValueError(f"{checkpoint} was trained with {name} {before[name]!r}, not {now!r}: pass --{name}.")
 
 
-def load_data(args: DataArguments, seed: int) -> dict[str, datasets.Dataset]:
-    """split -> rows: train, then what to evaluate on; the first of these chooses the best checkpoint."""
-    task, splits = GLUE[args.task], ["train", "validation"]
+def load_data(args: DataArguments, seed: int) -> tuple[Task, dict[str, datasets.Dataset]]:
+    """The task, and split -> rows: train, then what to evaluate on; the first of these chooses the best checkpoint."""
+    task, found = glue_rows(args) if args.task is not None else own_splits(args, seed)
+    data = {}
+    for split, rows in found.items():
+        columns = {f"text{i}": [row.texts[i] for row in rows] for i in range(len(task.fields))}
+        data[split] = datasets.Dataset.from_dict({**columns, "label": [row.label for row in rows]})
+        name = "max_train_samples" if split == "train" else "max_eval_samples"
+        limit = getattr(args, name)
+        if limit is not None:
+            if limit < 1:
+                raise ValueError(f"--{name} must be an integer >= 1, got {limit}.")
+            data[split] = data[split].shuffle(seed=seed).select(range(min(limit, len(rows))))
+    return task, data
+
+
+def glue_rows(args: DataArguments) -> tuple[Task, dict[str, list[Row]]]:
+    if own := next((name for name in OWN if getattr(args, name) is not None), None):
+        raise ValueError(f"--{own} is of data of your own, and --task {args.task} of GLUE: leave one of them out.")
+    task, splits = GLUE[str(args.task)], ["train", "validation"]
     if args.task == "mnli":
         splits = ["train", "validation_matched", "validation_mismatched"]
     data = {}
     for split in splits:
         if args.data_dir is None:
             try:
-                data[split] = datasets.load_dataset("nyu-mll/glue", args.task, split=split)
+                rows = datasets.load_dataset("nyu-mll/glue", args.task, split=split)
             except (OSError, ValueError) as error:
                 raise ValueError(f"nyu-mll/glue cannot be loaded, pass --data_dir for local files: {error}") from None
-        elif (path := Path(args.data_dir, args.task, f"{split}.jsonl")).exists() or split != "validation_mismatched":
-            found = read_rows(path, task)
-            columns = dict(zip(task.fields, zip(*(row.texts for row in found), strict=True), strict=True))
-            data[split] = datasets.Dataset.from_dict({**columns, "label": [row.label for row in found]})
-    for split, rows in data.items():
-        name = "max_train_samples" if split == "train" else "max_eval_samples"
-        limit = getattr(args, name)
-        if limit is not None:
-            if limit < 1:
-                raise ValueError(f"--{name} must be an integer >= 1, got {limit}.")
-            data[split] = rows.shuffle(seed=seed).select(range(min(limit, len(rows))))
-    return data
+            data[split] = [Row(tuple(row[name] for name in task.fields), row["label"]) for row in rows]
+        elif (
+            path := Path(args.data_dir, str(args.task), f"{split}.jsonl")
+        ).exists() or split != "validation_mismatched":
+            data[split] = read_rows(path, task)
+    return task, data
+
+
+OWN = ("train_file", "validation_file", "test_file", "dataset_name", "text_column_names")
+
+
+def own_splits(args: DataArguments, seed: int) -> tuple[Task, dict[str, list[Row]]]:
+    """The task that a table's columns and the labels in it make, and its rows."""
+    if (args.train_file is None) == (args.dataset_name is None):
+        raise ValueError("--task, --train_file or --dataset_name must say what to train on, one of them.")
+    source = str(args.train_file or args.dataset_name)
+    table = read_table(source, None if args.train_file else "train")
+    if args.text_column_names is None:
+        raise ValueError(f"--text_column_names is missing: it must name columns of {source}, of {', '.join(table[0])}.")
+    columns = [name.strip() for name in args.text_column_names.split(",")]
+    check_columns(source, table, [*columns, args.label_column_name])
+    labels = {str(row[args.label_column_name]).strip() for row in table}
+    if len(labels) < 2 or "" in labels:
+        raise ValueError(
+            f"{source}: {args.label_column_name!r} must hold two labels or more and no blank, got {sorted(labels)}."
+        )
+    names = sorted(labels, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    task = own_task(source, columns, args.label_column_name, names)
+    data = {"train": own_rows(source, task, None if args.train_file else "train")}
+    if args.validation_file is not None:
+        data["validation"] = own_rows(args.validation_file, task)
+    else:
+        data["train"], data["validation"] = held_out(data["train"], task, seed)
+    if args.test_file is not None:
+        data["test"] = own_rows(args.test_file, task)
+    return task, data
+
+
+def held_out(rows: list[Row], task: Task, seed: int) -> tuple[list[Row], list[Row]]:
+    """Nine tenths and a tenth of the rows, with the same shares of every label."""
+    gold = [row.label for row in rows]
+    size = max(len(task.labels), round(len(rows) / 10))
+    try:
+        train, validation = train_test_split(rows, test_size=size, random_state=seed, stratify=gold)
+    except ValueError:  # a label has a single row, or there are fewer rows than labels
+        rare = min(range(len(task.labels)), key=gold.count)
+        raise ValueError(
+            f"--validation_file is missing, and label {task.labels[rare]!r} has {gold.count(rare)} of {len(rows)} "
+            "rows: too few to keep some for validation."
+        ) from None
+    return train, validation
 
 
 def load_model(
     name: str, connection: str, im: dict[str, Any], labels: tuple[str, ...], max_seq_length: int
 ) -> tuple[Any, Any]:
     """Model and tokenizer."""
-    config_class: Any = BertConfig if connection == "bert" else IMBertConfig
-    model_class = AutoModelForSequenceClassification if connection == "bert" else IMBertForSequenceClassification
     label2id = {label: i for i, label in enumerate(labels)}
     try:
-        # IMBertConfig refuses other model types itself; BertConfig does not.
-        found = config_class.get_config_dict(name)[0].get("model_type", "bert")
-        if connection == "bert" and found != "bert":
-            raise ValueError(f"{name} holds a checkpoint of model_type {found!r}; --connection bert loads 'bert'.")
+        found = PretrainedConfig.get_config_dict(name)[0].get("model_type", "bert")
+        family, plain = found.removeprefix("im"), connection == "bert"
+        if family not in FAMILIES or (plain and family != found):
+            known = [*FAMILIES, *([] if plain else [config.model_type for config in FAMILIES.values()])]
+            allowed = ", ".join(map(repr, known))
+            raise ValueError(
+                f"{name} holds a checkpoint of model_type {found!r}; --connection {connection} loads {allowed}."
+            )
+        config_class: Any = FAMILIES[family].__bases__[-1] if plain else FAMILIES[family]
         config = config_class.from_pretrained(name, id2label=dict(enumerate(labels)), label2id=label2id, **im)
-        longest = config.max_position_embeddings
-        if not 8 <= max_seq_length <= longest:
-            raise ValueError(f"--max_seq_length must be from 8 to {longest} for {name}, got {max_seq_length}.")
         tokenizer = AutoTokenizer.from_pretrained(name)
         # Without a vocabulary file, transformers 5 makes one of special tokens alone.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError(f"{name} holds no tokenizer; save the model's own there.")
         # float32: a checkpoint in half precision would be trained in it. Sizes: the classifier of a task with other
         # labels is the only weight that can differ, and is drawn anew.
-        loaded = model_class.from_pretrained(name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+        loaded = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
     except OSError as error:
         raise ValueError(f"--model_name_or_path {name} cannot be loaded: {str(error).splitlines()[0]}") from None
     # transformers saves a loaded model under the names in the file it came from: LayerNorm.gamma and LayerNorm.beta for
     # google-bert/bert-base-uncased, and on 5.0 for any. The Trainer skips these, without a word, when it loads its best
     # or last checkpoint. A model made here is saved under its own names.
+    if not 8 <= max_seq_length <= (longest := longest_input(loaded, tokenizer)):
+        raise ValueError(f"--max_seq_length must be from 8 to {longest} for {name}, got {max_seq_length}.")
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     # BERT's loss is the mean of a batch whatever the Trainer hands it. The Trainer takes it for a sum over the global
@@ -253,10 +334,12 @@ def load_model(
     return model, tokenizer
 
 
-def compute_metrics(prediction: EvalPrediction, task: str) -> dict[str, float]:
+def compute_metrics(prediction: EvalPrediction, task: Task) -> dict[str, float]:
     predicted, labels = numpy.argmax(prediction.predictions, axis=-1), prediction.label_ids
     metrics = {"accuracy": float(accuracy_score(labels, predicted))}
-    if task == "qqp":
+    if task.own:
+        metrics["macro_f1"] = float(f1_score(labels, predicted, average="macro", zero_division=0.0))
+    if task.name == "qqp":
         metrics["f1"] = float(f1_score(labels, predicted, zero_division=0.0))
     return metrics
 
@@ -311,9 +394,8 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
         im = im_values(model_args)
         folder = Path(args.output_dir)
         resume = check_folder(folder, data_args.overwrite_output_dir, args.resume_from_checkpoint)
-        data = load_data(data_args, args.seed if args.data_seed is None else args.data_seed)
+        task, data = load_data(data_args, args.seed if args.data_seed is None else args.data_seed)
         set_seed(args.seed)  # the Trainer's own comes after the classifier is drawn
-        task = GLUE[data_args.task]
         name, connection = model_args.model_name_or_path, model_args.connection
         model, tokenizer = load_model(name, connection, im, task.labels, data_args.max_seq_length)
         if resume is not None:
@@ -322,11 +404,13 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
         if model_args.theta_warmup is not None:
             callbacks.append(ThetaScheduleCallback(0.0, model.config.im_theta, model_args.theta_warmup))
     except ValueError as error:
-        sys.exit(f"finetune_glue.py: error: {' '.join(str(error).split())}")
+        sys.exit(f"finetune.py: error: {' '.join(str(error).split())}")
     git = git_state()
 
     def tokenize(rows):
-        return tokenizer(*(rows[n] for n in task.fields), truncation=True, max_length=data_args.max_seq_length)
+        return tokenizer(
+            *(rows[f"text{i}"] for i in range(len(task.fields))), truncation=True, max_length=data_args.max_seq_length
+        )
 
     inputs = {split: rows.map(tokenize, batched=True) for split, rows in data.items()}  # the Trainer drops the texts
     evaluated = [split for split in data if split != "train"]
@@ -340,7 +424,7 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
         eval_dataset=inputs[evaluated[0]],
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=lambda prediction: compute_metrics(prediction, data_args.task),
+        compute_metrics=lambda prediction: compute_metrics(prediction, task),
         callbacks=[*callbacks, timer],
     )
     if trainer.is_world_process_zero():
@@ -357,7 +441,8 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
         return
     modules = (torch, transformers, datasets, accelerate, imbert_hf)
     results = {
-        "task": data_args.task,
+        "task": task.name,
+        "labels": list(task.labels),
         "connection": connection,
         "metrics": {s: {n.removeprefix("eval_"): v for n, v in score.items()} for s, score in scores.items()},
         "rows": {split: len(rows) for split, rows in data.items()},
