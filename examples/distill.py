@@ -1,6 +1,6 @@
 """Distils a fine-tuned IM-BERT into plain BERT weights, which cost what BERT costs.
 
-    pip install "imbert-hf[glue]"
+    pip install '.[glue]'    # in a clone of the repository
 
     python examples/distill.py --teacher outputs/sst2-im-bert --task sst2 --learning_rate 5e-5 \
         --output_dir outputs/sst2-distilled

@@ -1,20 +1,21 @@
 """Writes a fine-tuned classifier for deployment: as the family's own model, or as ONNX, also with int8 weights.
 
-    pip install onnxruntime onnxscript                     # for onnx and onnx-int8
+    pip install '.[eval]' onnxruntime onnxscript          # in a clone; the last two for onnx and onnx-int8
 
     python examples/export.py my-imbert --to plain --output my-bert
     python examples/export.py my-imbert --to onnx --output my-onnx
     python examples/export.py my-imbert --to onnx-int8 --output my-int8
 
 `plain` is what model.to_plain() gives: the same weights without the connection, which no longer solves anything.
-`onnx` keeps the connection, with fixed_point and anderson; rows and tokens are free. The logits of both sides are
-compared on sentences of several lengths, and what was found is printed, with the sizes. Nothing is left behind where
-an export fails.
+`onnx` keeps the connection, with fixed_point and anderson; rows and tokens are free, and labels.json names the logits.
+The logits of both sides are compared on sentences of several lengths, and what was found is printed, with the sizes.
+Nothing is left behind where an export fails.
 
 It exits with 0 when done, with 1 where an export failed, and with 2 for wrong arguments.
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -27,9 +28,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-import imbert_hf  # noqa: F401 - registers IM-BERT with the Auto classes
+from imbert_hf.evaluation.data.loading import first_line, load_pretrained
 
 
 TEXTS = [
@@ -87,6 +88,8 @@ def to_onnx(model: Any, tokenizer: Any, folder: Path, int8: bool = False) -> Cal
         logging.getLogger().setLevel(level)
         os.replace(folder / "int8.onnx", file)
     tokenizer.save_pretrained(folder)
+    labels = {str(i): label for i, label in model.config.id2label.items()}
+    (folder / "labels.json").write_text(json.dumps(labels, indent=2) + "\n", encoding="utf-8")
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda inputs: torch.from_numpy(session.run(None, {name: inputs[name].numpy() for name in names})[0])
 
@@ -130,8 +133,12 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{args.model} must be a folder with a config.json.")
     if args.output.exists() or not args.output.resolve().parent.is_dir():
         parser.error(f"--output must name a folder that is not there yet, in one that is, got {args.output}.")
-    model = AutoModelForSequenceClassification.from_pretrained(args.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    try:
+        model, tokenizer = load_pretrained(
+            AutoModelForSequenceClassification, str(args.model), "sequence classifier", dtype="float32", device="cpu"
+        )
+    except ValueError as error:
+        parser.error(str(error))
     if args.to == "plain" and not hasattr(model, "to_plain"):
         parser.error(f"{args.model} holds a {type(model).__name__}, which is plain already.")
     with tempfile.TemporaryDirectory(dir=args.output.resolve().parent, prefix=".export") as part:
@@ -139,9 +146,11 @@ def main(argv: list[str] | None = None) -> None:
         folder.mkdir()
         try:
             exported = EXPORTS[args.to](model, tokenizer, folder)
+            largest, same, rows = compare(model, exported, tokenizer)
         except Exception as error:  # of torch's exporter, or a package that is not installed
-            sys.exit(f"export.py: {args.to} failed: {' '.join(str(error).split())[-300:]}")
-        largest, same, rows = compare(model, exported, tokenizer)
+            while error.__cause__ is not None:  # the exporter wraps what the model says
+                error = error.__cause__  # type: ignore[assignment]
+            sys.exit(f"export.py: {args.to} failed: {first_line(error)}")
         os.replace(folder, args.output)
     print(f"{args.output}: {megabytes(args.output):.1f} MB of weights, from {megabytes(args.model):.1f} MB.")
     print(f"Logits differ by at most {largest:.2g}; {same} of {rows} labels are the same.")

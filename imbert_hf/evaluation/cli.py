@@ -108,6 +108,8 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
     try:
         check_destination(output, "--output")
         check_destination(plot, "--plot", PICTURES)
+        if plot is not None and output is not None and os.path.realpath(plot) == os.path.realpath(output):
+            raise ValueError(f"--output and --plot must name two files, got {plot} twice.")
         at_least(0, **{"--seed": getattr(args, "seed", 0)})
         if getattr(args, "device", "") is None:
             args.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -136,6 +138,9 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
             print(report.text, flush=True)
     except BrokenPipeError:  # whoever read has enough, as `head` has; Python would complain again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk: what was measured is shown, and kept for the same command
+        print(report.text, flush=True)
+        sys.exit(f"{parser.prog}: {error.filename or output} cannot be written: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,9 @@ STANDARD_OUTPUT = Path("-")
 
 def is_stream(path: Path) -> bool:
     """Whether it is standard output, a device or a pipe: what is written there replaces nothing."""
-    return path == STANDARD_OUTPUT or (path.exists() and not path.is_file() and not path.is_dir())
+    return path in (STANDARD_OUTPUT, Path("/dev/stdout"), Path("/dev/stderr")) or (
+        path.exists() and not path.is_file() and not path.is_dir()
+    )
 
 
 def check_destination(path: Path | None, option: str, suffixes: Sequence[str] = ()) -> None:
@@ -142,7 +144,7 @@ def check_overwritten(path: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        found = json.loads(path.read_bytes())["settings"]
+        found = {**json.loads(path.read_bytes())["settings"]}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"--output {path} is there, and no result of this program; --overwrite replaces it.") from None
     for name, value in json.loads(json.dumps(settings)).items():

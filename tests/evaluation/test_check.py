@@ -106,11 +106,12 @@ def test_a_model_that_cannot_be_attacked_by_gradient_goes_on_with_the_rest(table
 def test_the_rows_that_a_budget_pays_for(models, table, monkeypatch):
     task = own_task(table, ("body",), "queue", LABELS)
     classifier, rows = load_classifier(models[0], task), own_rows(table, task)
-    cost = iter([3.2, 8.0, 8.0] * 3)  # a batch of 32 texts; 8 rows under each attack
+    cost = iter([3.2, 6.4, 8.0, 8.0] * 3)  # a batch of 32 texts, the same with clauses; 8 rows under each attack
     monkeypatch.setattr(measures, "_seconds", lambda function: next(cost))
+    monkeypatch.setattr(measures.time, "perf_counter", iter([0.0, 2.0] * 3).__next__)  # of the trial itself
     options = {"seed": 0, "batch_size": 32}
-    each = 0.1 * 6  # the clean text twice, and four variants
-    assert measures.choose_rows([classifier], rows, 20.0, **options) == (int(10 / each), 8)
+    each = 0.1 * 5 + 0.2  # the clean text twice and three variants, and a longer one
+    assert measures.choose_rows([classifier], rows, 20.0, **options) == (int(9 / each), 8)
     assert measures.choose_rows([classifier], rows, 1.0, **options) == (8, 8)  # never fewer
     assert measures.choose_rows([classifier], rows, 1e4, **options) == (24, 24)
 

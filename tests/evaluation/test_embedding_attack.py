@@ -105,7 +105,11 @@ def test_gradients_are_exact_whatever_the_model_was_trained_with(solver, gradien
 
 def test_an_attack_that_raises_leaves_the_model_as_it_was():
     model = imbert(im_gradient="implicit")
-    with pytest.raises(RuntimeError), exact_gradients(model), moved_embeddings(model, torch.zeros(1, 1, 7)):
+    with (
+        pytest.raises(ValueError, match="word embeddings must be"),
+        exact_gradients(model),
+        moved_embeddings(model, torch.zeros(1, 1, 7)),
+    ):
         model(torch.tensor([[2, 7, 3]]))
     assert model.config.im_gradient == "implicit"
     assert not model.get_input_embeddings()._forward_hooks

@@ -7,7 +7,7 @@ import numpy
 import pandas
 import pytest
 from classifiers import bert, imbert, save
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 from imbert_hf.evaluation import cli
 from imbert_hf.evaluation.data.classifier import load_classifier, model_labels, predict
@@ -30,10 +30,8 @@ def read(path, **kwargs):
 def write(folder, kind):
     """ROWS as a file of a kind."""
     frame, path = pandas.DataFrame(ROWS, columns=["text", "label"]), folder / f"data{kind}"
-    if kind == ".csv":
+    if kind.lower() == ".csv":
         frame.to_csv(path, index=False)
-    elif kind == ".tsv":
-        frame.to_csv(path, index=False, sep="\t")
     elif kind == ".parquet":
         frame.to_parquet(path)
     else:
@@ -41,7 +39,7 @@ def write(folder, kind):
     return path
 
 
-@pytest.mark.parametrize("kind", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("kind", [".csv", ".CSV", ".json", ".jsonl", ".parquet"])
 def test_every_kind_of_table_has_the_same_rows(kind, tmp_path):
     assert read(write(tmp_path, kind)) == EXPECTED
 
@@ -52,10 +50,22 @@ def test_text_with_a_label_after_the_last_tab(tmp_path):
     assert read(path) == [(("w1 w2",), 0), (("w3\tw4",), 1)]
 
 
-def test_bom_carriage_returns_and_short_lines(tmp_path):
+def test_bom_carriage_returns_and_other_columns(tmp_path):
     path = tmp_path / "data.csv"
-    path.write_bytes(b"\xef\xbb\xbflabel,text,more\r\n1,w1,x\r\nsales,w2\r\n")
+    path.write_bytes(b"\xef\xbb\xbflabel,text,more\r\n1,w1,x\r\nsales,w2,\r\n")
     assert read(path) == [(("w1",), 1), (("w2",), 2)]
+
+
+def test_tabs_alone_part_the_cells_of_a_tsv(tmp_path):
+    path = tmp_path / "data.tsv"
+    path.write_text('text\tlabel\n"so good\tsales\nhe said "hm"\tother\n')
+    assert read(path) == [(('"so good',), 2), (('he said "hm"',), 3)]
+
+
+def test_names_of_class_labels_come_before_their_integers(tmp_path):
+    names = Features({"text": Value("string"), "label": ClassLabel(names=["other", "billing"])})
+    Dataset.from_dict({"text": ["w1", "w2"], "label": [0, 1]}, features=names).to_parquet(tmp_path / "data.parquet")
+    assert read(tmp_path / "data.parquet") == [(("w1",), 3), (("w2",), 0)]
 
 
 def test_a_folder_of_splits(tmp_path):
@@ -65,6 +75,9 @@ def test_a_folder_of_splits(tmp_path):
     assert read_table(str(tmp_path), "train") == [{"text": "w1", "label": "other"}]
     with pytest.raises(ValueError, match=r"must hold test as a table, got train.csv, validation.csv"):
         read_table(str(tmp_path), "test")
+    (tmp_path / "train.tsv").write_text("text\tlabel\n")
+    with pytest.raises(ValueError, match=r"must hold one table a split, got train.csv, train.tsv, validation.csv"):
+        read_table(str(tmp_path))
 
 
 def test_pairs_of_which_one_may_be_empty(tmp_path):
@@ -82,9 +95,12 @@ def test_five_thousand_rows_and_a_very_long_one(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,label\na,b\na,b,c\n", r"a.csv cannot be read: .*Expected 2 fields in line 3, saw 3"),
+        ("a.csv", "text,label\na,b\na,b,c\n", r"a.csv cannot be read: line 3 has 3 cells, and the header 2"),
         ("a.csv", b"text,label\n\xff,b\n", r"a.csv cannot be read: 'utf-8' codec can't decode byte 0xff"),
-        ("a.csv", "", r"a.csv cannot be read: No columns to parse"),
+        ("a.csv", "text,label\nw1\n", r"a.csv cannot be read: line 2 has 1 cells, and the header 2"),
+        ("a.csv", 'text,label\n"w1,0\n', r"a.csv cannot be read: line 1: unexpected end of data"),
+        ("a.csv", "", r"a.csv holds no row"),
+        ("a.jsonl", "", r"a.jsonl holds no row"),
         ("a.csv", "text,label\n", r"a.csv holds no row"),
         ("a.csv", "body,label\nw1,0\n", r"a.csv has no column 'text'; the columns there: 'body', 'label'"),
         ("a.csv", "text,label\nw1,0\n ,0\n", r"a.csv, row 2: text must hold a text, got blanks"),
@@ -140,6 +156,9 @@ def test_the_outputs_are_called_as_the_model_or_the_map_says(tmp_path):
     assert model_labels(path, names) == ["spam", "ham"]
     with pytest.raises(ValueError, match=r"--label-map must hold indices from 0 to 1 for .*, got spam=2"):
         model_labels(path, {"spam": 2})
+    own = save(tmp_path / "named", bert(("ham", "spam")))
+    with pytest.raises(ValueError, match=r"--label-map ham=1 contradicts the names in .*: ham, spam"):
+        model_labels(own, names)
     with pytest.raises(ValueError, match=r"must be a classifier of one label out of two or more, got one for"):
         model_labels(save(tmp_path / "regression", bert(("score",))))
 
@@ -215,6 +234,8 @@ def test_stability_takes_its_texts_alone(models, table, tmp_path):
         (["--text-column", "text"], r"has no column 'text'; the columns there: 'id', 'body', 'queue'"),
         (["--text-column", "body"], r"has no column 'label'"),
         (["--text-column", "body", "--task", "sst2"], r"--text-column is of a table of your own"),
+        (["--label-column", "queue", "--task", "sst2"], r"--label-column is of a table of your own"),
+        (["--text-column", "body", "--label-map", "a=0,b=0"], r"--label-map must use each index once, got 0 twice"),
         (["--text-column", "body", "--text-column", "id", "--text-column", "queue"], r"once or, for pairs, twice"),
     ],
 )

@@ -60,7 +60,7 @@ def test_im_layers_empty_is_bert(model, sentence):
 
 
 def test_the_hook_is_gone_after_an_error(model, sentence):
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="word embeddings must be"):
         perturbed_states(model, sentence[0], torch.zeros(1, 3, 5))
     assert not model.get_input_embeddings()._forward_hooks
 

@@ -40,7 +40,9 @@ def test_onnx(folder, kind, within, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     out = tmp_path / "onnx"
     export.main([folder, "--to", kind, "--output", str(out)])
-    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("labels.json", "model.onnx", "tokenizer.json", "tokenizer_config.json")
+    ]
     session = onnxruntime.InferenceSession(out / "model.onnx")
     model = IMBertForSequenceClassification.from_pretrained(folder).eval()
     largest = 0.0
@@ -66,10 +68,12 @@ def test_a_failure_is_one_sentence_and_leaves_nothing(tmp_path):
 
 def test_wrong_arguments(folder, tmp_path, capsys):
     plain = save(tmp_path / "bert", bert())
+    headless = save(tmp_path / "headless", bert().base_model)
     for words, message in (
         ([str(tmp_path), "--to", "plain", "--output", "x"], "must be a folder with a config.json"),
         ([folder, "--to", "plain", "--output", folder], "--output must name a folder that is not there yet"),
         ([plain, "--to", "plain", "--output", str(tmp_path / "x")], "holds a BertForSequenceClassification"),
+        ([headless, "--to", "plain", "--output", str(tmp_path / "x")], "is no trained sequence classifier"),
         ([folder, "--to", "gguf", "--output", "x"], "invalid choice: 'gguf'"),
     ):
         with pytest.raises(SystemExit) as error:

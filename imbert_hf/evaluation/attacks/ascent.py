@@ -65,7 +65,13 @@ def exact_gradients(model: Any) -> Iterator[None]:
 @contextmanager
 def moved_embeddings(model: Any, delta: Tensor) -> Iterator[None]:
     """Adds delta (batch, length, width) to the output of the model's word embeddings."""
-    handle = model.get_input_embeddings().register_forward_hook(lambda module, args, output: output + delta)
+
+    def move(module: Any, args: Any, output: Tensor) -> Tensor:
+        if output.shape != delta.shape:  # XLNet's have the length first: a batch as long as its rows would pass
+            raise ValueError(f"word embeddings must be (batch, length, width), got {tuple(output.shape)}.")
+        return output + delta
+
+    handle = model.get_input_embeddings().register_forward_hook(move)
     try:
         yield
     finally:

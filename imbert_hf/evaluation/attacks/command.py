@@ -22,7 +22,7 @@ from imbert_hf.evaluation.data.arguments import (
     digest,
     load_options,
     numbers,
-    parse_model,
+    parse_models,
     read_data,
 )
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
@@ -72,12 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     kinds = list(dict.fromkeys(args.attack or ["embedding", "character", "noise"]))
-    specs = [parse_model(text) for text in args.model]
+    specs = parse_models(args.model, args.task)
     task, rows = read_data(args, specs[0].path)
-    if len({spec.name for spec in specs}) < len(specs):
-        raise ValueError(f"--model names must differ, got {', '.join(spec.name for spec in specs)}.")
-    if wrong := [spec for spec in specs if spec.task not in (None, task.name)]:
-        raise ValueError(f"--model {wrong[0].path} is of {wrong[0].task}, and --task is {task.name}.")
     options = load_options(args)
 
     def load(path: str, name: str | None = None) -> Classifier:

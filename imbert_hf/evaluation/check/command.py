@@ -11,8 +11,10 @@ from typing import Any
 import numpy
 from matplotlib.figure import Figure
 
+from imbert_hf.evaluation.advglue.scores import collapse_warnings
 from imbert_hf.evaluation.check.measures import (
     ATTACKS,
+    LEAST,
     MEASURES,
     NOISE,
     RADIUS,
@@ -27,7 +29,7 @@ from imbert_hf.evaluation.data.arguments import (
     digest,
     interval,
     load_options,
-    parse_model,
+    parse_models,
     read_data,
 )
 from imbert_hf.evaluation.data.classifier import load_classifier
@@ -46,16 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_data_arguments(parser)
     parser.add_argument(
-        "--budget", default="5m", help="of time, such as 90s, 2m or 1h: so many rows are drawn (default: %(default)s)"
+        "--budget",
+        default="5m",
+        help="about this time in all, such as 90s, 2m or 1h: so many rows are drawn, 8 at least (default: %(default)s)",
     )
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     seconds = parse_budget(args.budget)
-    specs = [parse_model(text) for text in args.model]
-    if len({spec.name for spec in specs}) < len(specs):
-        raise ValueError(f"--model names must differ, got {', '.join(spec.name for spec in specs)}.")
+    specs = parse_models(args.model, args.task)
     task, rows = read_data(args, specs[0].path)
     classifiers = [load_classifier(spec.path, task, name=spec.name, **load_options(args)) for spec in specs]
     options: dict[str, Any] = {"seed": args.seed, "batch_size": args.batch_size}
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
 def parse_budget(text: str) -> float:
     """Seconds of 90s, 2m or 1h."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    if found is None or float(found[1]) == 0:
+    if found is None or not 0 < float(found[1]) < 1e9:
         raise ValueError(f"--budget must be a time such as 90s, 2m or 1h, got {text!r}.")
     return float(found[1]) * UNITS[found[2]]
 
@@ -84,7 +86,7 @@ def parse_budget(text: str) -> float:
 def result(name: str, found: Found, n: int) -> dict[str, Any]:
     """The entry of one model in the JSON."""
     measured = {measure: found.entry(measure) for measure in MEASURES}
-    rest = {"reasons": found.reasons, "warnings": found.warnings}
+    rest = {"reasons": found.reasons, "warnings": found.warnings, **found.baseline}
     return {"model": name, "n": n, "macro_f1": found.macro_f1, **measured, **rest}
 
 
@@ -114,18 +116,30 @@ def text(data: dict[str, Any]) -> str:
         "characters: after edits found by queries; embedding: after a gradient attack that moves the words' "
         f"embeddings by {100 * RADIUS:g} %."
     )
+    if rows["attacked"] == LEAST < rows["asked"]:
+        parts.append(
+            f"The budget paid for the least number of rows to attack, {LEAST}; a larger --budget attacks more."
+        )
+    entries = [{"task": data["task"], **entry} for entry in data["results"]]
+    parts += ["\n".join(warnings)] if (warnings := collapse_warnings(entries)) else []
     for entry in data["results"]:
         name = entry["model"]
         parts += [f"Not measured of {name}: {measure} ({why})." for measure, why in entry["reasons"].items()]
         parts += [f"Warning: the embedding attack on {name} may be weak: {why}." for why in entry["warnings"]]
     pairs = dict.fromkeys((c["a"], c["b"]) for c in data["comparisons"])
+    if pairs:
+        parts.append("About one comparison in twenty looks resolved by chance alone.")
     parts += [verdict([c for c in data["comparisons"] if (c["a"], c["b"]) == pair]) for pair in pairs]
     return "\n\n".join(parts)
 
 
 def columns(entry: dict[str, Any]) -> dict[str, Any]:
-    shown = {"model": entry["model"], "macro F1": f"{100 * entry['macro_f1']:.1f}"}
-    return shown | {name: entry[name] and interval(entry[name]["accuracy"], entry[name]["ci95"]) for name in MEASURES}
+    shown = {"model": entry["model"], "majority": f"{100 * entry['majority_accuracy']:.1f}"}
+    shown["macro F1"] = f"{100 * entry['macro_f1']:.1f}"
+    for name in MEASURES:
+        found = entry[name]
+        shown[name] = found and f"{interval(found['accuracy'], found['ci95'])} of {found['n']}"
+    return shown
 
 
 def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
@@ -159,7 +173,7 @@ def figure(data: dict[str, Any]) -> Figure:
     axes.set(ylabel="accuracy, percent", ylim=(0, 100))
     rows = data["rows"]
     axes.set_title(
-        f"{data['task']}: {rows['asked']} rows, {rows['attacked']} attacked; bars: 95 % intervals", fontsize=10
+        f"{data['task']}: {rows['asked']} rows, {rows['attacked']} attacked; whiskers: 95 % intervals", fontsize=10
     )
     picture.legend(loc="outside lower center", ncols=min(len(results), 4), fontsize=9)
     return picture

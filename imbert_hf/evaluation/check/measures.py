@@ -1,6 +1,7 @@
 """The five measures of `imbert-eval check`, and how many rows a budget of time pays for."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,18 @@ from typing import Any, NamedTuple
 import numpy
 from sklearn.metrics import f1_score
 
+from imbert_hf.evaluation.advglue.scores import baseline
+from imbert_hf.evaluation.attacks.ascent import Ascent
 from imbert_hf.evaluation.attacks.candidates import CharacterEdits
 from imbert_hf.evaluation.attacks.embedding import embedding_attack
-from imbert_hf.evaluation.attacks.noise import noise
+from imbert_hf.evaluation.attacks.noise import noise, perturb
 from imbert_hf.evaluation.attacks.query import query_attack
 from imbert_hf.evaluation.data.arguments import digest
 from imbert_hf.evaluation.data.classifier import Classifier, predict
 from imbert_hf.evaluation.data.loading import first_line
 from imbert_hf.evaluation.data.tasks import Row, drawn
-from imbert_hf.evaluation.report import Journal
-from imbert_hf.evaluation.statistics import accuracy_interval, paired_bootstrap
+from imbert_hf.evaluation.report import Journal, Keep, compute_now
+from imbert_hf.evaluation.statistics import accuracy_interval
 
 
 MEASURES = ("clean", "noise", "worst", "characters", "embedding")
@@ -27,6 +30,7 @@ ATTACKS = ("characters", "embedding")  # which take a hundred times as long a ro
 NOISE = {"keyboard": 0.4, "swap": 0.4, "deletion": 0.4, "clause": 0.5}  # kind -> strength
 RADIUS = 0.02  # of the embedding attack, relative to the embeddings
 LEAST = 8  # rows
+CHUNK = 32  # rows of the character attack that are kept together
 
 
 class Rows(NamedTuple):
@@ -44,21 +48,21 @@ class Found:
         right: measure -> of each row whether it is right, or the share of noisy variants in which it is.
         reasons: measure -> why it could not be measured.
         warnings: of the masking checks of the embedding attack.
-        macro_f1: on the clean text.
+        macro_f1, baseline: on the clean text; see `scores.baseline`.
     """
 
     right: dict[str, list[float]]
     reasons: dict[str, str]
     warnings: list[str]
     macro_f1: float
+    baseline: dict[str, Any]
 
     def entry(self, measure: str) -> dict[str, Any] | None:
         """accuracy, ci95 and n; None where it was not measured."""
         if measure not in self.right:
             return None
         values = self.right[measure]
-        interval = paired_bootstrap(values) if measure == "noise" else accuracy_interval(values)
-        return {"accuracy": float(numpy.mean(values)), "ci95": interval, "n": len(values)}
+        return {"accuracy": float(numpy.mean(values)), "ci95": accuracy_interval(values), "n": len(values)}
 
 
 def measure_model(
@@ -81,13 +85,13 @@ def measure_model(
     ]
     right = {"clean": clean, "noise": numpy.mean(variants, axis=0).tolist()}
     right["worst"] = numpy.min([clean, *variants], axis=0).astype(float).tolist()
-    found = Found(right, {}, [], float(f1_score(gold, labels, average="macro", zero_division=0.0)))
+    f1 = float(f1_score(gold, labels, average="macro", zero_division=0.0))
+    found = Found(right, {}, [], f1, baseline(classifier.task, gold, labels))
     attacks = {"characters": _characters, "embedding": _embedding}
     for name, attack in attacks.items():
         try:
-            survived, warnings = keep(
-                {"attack": name}, partial(attack, classifier, rows.attacked, seed, options), rows.attacked
-            )
+            kept = partial(keep, of=rows.attacked)
+            survived, warnings = attack(classifier, rows.attacked, seed, options, kept)
         except Exception as error:  # of a model whose forward is another than the attack needs
             found.reasons[name] = first_line(error).rstrip(".")
         else:
@@ -96,13 +100,22 @@ def measure_model(
     return found
 
 
-def _characters(classifier: Classifier, rows: list[Row], seed: int, options: dict[str, Any]) -> tuple[list, list]:
-    results = query_attack(classifier, rows, candidates=CharacterEdits(seed=seed), **options)
-    return [r.before == r.label == r.after for r in results], []
+def _characters(
+    classifier: Classifier, rows: list[Row], seed: int, options: dict[str, Any], keep: Keep = compute_now
+) -> tuple[list, list]:
+    def survived(some: list[Row]) -> list[bool]:
+        results = query_attack(classifier, some, candidates=CharacterEdits(seed=seed), **options)
+        return [r.before == r.label == r.after for r in results]
+
+    chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+    kept = [keep({"characters": i, "chunk": CHUNK}, partial(survived, chunk)) for i, chunk in enumerate(chunks)]
+    return list(itertools.chain(*kept)), []
 
 
-def _embedding(classifier: Classifier, rows: list[Row], seed: int, options: dict[str, Any]) -> tuple[list, list]:
-    found = embedding_attack(classifier, rows, radii=[RADIUS], **options)
+def _embedding(
+    classifier: Classifier, rows: list[Row], seed: int, options: dict[str, Any], keep: Keep = compute_now
+) -> tuple[list, list]:
+    found = embedding_attack(classifier, rows, radii=[RADIUS], attack=Ascent(seed=seed), keep=keep, **options)
     return found["curve"][0]["right"], [c["message"] for c in found["checks"] if c["passed"] is False]
 
 
@@ -111,21 +124,24 @@ def choose_rows(
 ) -> tuple[int, int]:
     """How many rows to ask and how many to attack, so that all of it takes about as many seconds, at least LEAST each.
 
-    A few rows are measured beforehand. Half of the time is for the attacks, and more where all rows are asked in less.
+    A few rows are measured beforehand, which is a part of the time. Half of what is left is for the attacks, and more
+    where all rows are asked in less.
     """
-    sample = drawn(rows, LEAST, seed)
+    begun, sample = time.perf_counter(), drawn(rows, LEAST, seed)
     texts = [sample[i % len(sample)].texts for i in range(batch_size)]
+    longer = [(perturb(first, "clause", NOISE["clause"], seed), *rest) for first, *rest in texts]
     asked = attacked = 0.0  # seconds a row, of all models
     for classifier in classifiers:
         predict(classifier, texts[:1], residuals="none")  # the first call prepares what the others find
-        asked += _seconds(partial(predict, classifier, texts, residuals="none")) / len(texts)
+        clean, clauses = (_seconds(partial(predict, classifier, some, residuals="none")) for some in (texts, longer))
+        asked += ((1 + len(NOISE)) * clean + clauses) / len(texts)  # the clean text for its labels, and beside variants
         for attack in (_characters, _embedding):
             with contextlib.suppress(Exception):  # it will not be made
                 made = partial(attack, classifier, sample, seed, {"batch_size": batch_size})
                 attacked += _seconds(made) / len(sample)
-    asked *= 2 + len(NOISE)  # the clean text for its labels, and beside its noisy variants
-    n = min(len(rows), max(LEAST, int(seconds / 2 / asked)))
-    left = max(seconds - n * asked, 0.0)
+    left = max(seconds - (time.perf_counter() - begun), 0.0)
+    n = min(len(rows), max(LEAST, int(left / 2 / asked)))
+    left = max(left - n * asked, 0.0)
     return n, min(n, max(LEAST, int(left / attacked) if attacked else n))
 
 

@@ -31,7 +31,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", required=True, help=f"{kinds}; with --task, rows in GLUE's fields or AdvGLUE's format"
     )
     add_text_column(parser)
-    parser.add_argument("--label-column", default="label", help="of --data (default: %(default)s)")
+    parser.add_argument("--label-column", help="of --data (default: label)")
     parser.add_argument("--split", help="of a folder or Hub id (default: the first of " + ", ".join(SPLITS) + ")")
 
 
@@ -42,8 +42,10 @@ def add_text_column(parser: argparse.ArgumentParser) -> None:
 def read_data(args: argparse.Namespace, model: str) -> tuple[Task, list[Row]]:
     """The task that the arguments name, or that the columns and the labels of the checkpoint `model` make, and rows."""
     if args.task is not None:
-        if args.text_column:
-            raise ValueError("--text-column is of a table of your own; --task has columns and labels of its own.")
+        for option in ("text_column", "label_column", "split"):
+            if getattr(args, option):
+                given = f"--{option.replace('_', '-')}"
+                raise ValueError(f"{given} is of a table of your own; --task has columns and labels of its own.")
         return (task := find_task(args.task)), read_rows(args.data, task, limit=args.max_rows, seed=args.seed)
     if not args.text_column:
         columns = ", ".join(map(repr, read_table(args.data, args.split)[0]))
@@ -51,7 +53,7 @@ def read_data(args: argparse.Namespace, model: str) -> tuple[Task, list[Row]]:
     if args.max_rows is not None:
         at_least(1, max_rows=args.max_rows)
     labels = model_labels(model, parse_label_map(args.label_map, own=True), args.trust_remote_code)
-    task = own_task(args.data, args.text_column, args.label_column, labels)
+    task = own_task(args.data, args.text_column, args.label_column or "label", labels)
     return task, drawn(own_rows(args.data, task, args.split), args.max_rows, args.seed)
 
 
@@ -72,7 +74,10 @@ def parse_label_map(text: str | None, own: bool = False) -> dict[str, int] | Non
     except ValueError:
         raise ValueError(f"--label-map must read like negative=0,positive=1, got {text!r}.") from None
     known = {name for name, _ in pairs} if own else {label for task in TASKS.values() for label in task.labels}
-    if wrong := [name for name, _ in pairs if name not in known or sum(name == other for other, _ in pairs) > 1]:
+    indices = [index for _, index in pairs]
+    if twice := [index for index in indices if own and indices.count(index) > 1]:
+        raise ValueError(f"--label-map must use each index once, got {twice[0]} twice.")
+    if wrong := [n for n, _ in pairs if not n or n not in known or sum(n == other for other, _ in pairs) > 1]:
         of = "" if own else f", of {', '.join(sorted(known))}"
         raise ValueError(f"--label-map must name each label once{of}, got {wrong[0]!r}.")
     return dict(pairs)
@@ -129,6 +134,16 @@ class Spec:
     task: str | None
     path: str
     group: str  # whose results together make a score; "" for models that were given no name
+
+
+def parse_models(texts: Sequence[str], task: str | None) -> list[Spec]:
+    """The --model arguments of a run on one task, None: on a table of one's own."""
+    specs = [parse_model(text) for text in texts]
+    if len({spec.name for spec in specs}) < len(specs):
+        raise ValueError(f"--model names must differ, got {', '.join(spec.name for spec in specs)}.")
+    if wrong := [spec for spec in specs if spec.task not in (None, task)]:
+        raise ValueError(f"--model {wrong[0].path} is of {wrong[0].task}, and --task is {task or 'not given'}.")
+    return specs
 
 
 def parse_model(text: str) -> Spec:

@@ -204,6 +204,8 @@ def named(path: str, names: Sequence[str], label_map: dict[str, int] | None) -> 
             raise ValueError(
                 f"--label-map must hold indices from 0 to {len(names) - 1} for {path}, got {name}={index}."
             )
+        if any(plain_name(other) == plain_name(name) and i != index for i, other in enumerate(names)):
+            raise ValueError(f"--label-map {name}={index} contradicts the names in {path}: {', '.join(names)}.")
         found[index] = name
     return found
 

@@ -1,6 +1,7 @@
 """Labelled texts of one's own: any table that `datasets` reads, and the task that its columns make."""
 
 import contextlib
+import csv
 import logging
 import re
 import tempfile
@@ -11,7 +12,8 @@ from typing import Any
 from imbert_hf.evaluation.data.tasks import Row, Task
 
 
-CELLS = {".csv": ",", ".tsv": "\t"}  # suffix -> what separates the cells of a line
+# suffix -> how cells are told apart; a .tsv has no quotation marks but its texts' own, and neither tabs nor newlines
+CELLS: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}  # suffix -> the reader of `datasets`
 SPLITS = ("test", "validation", "dev", "train")  # in the order in which one is taken to evaluate on
 
@@ -44,7 +46,10 @@ def read_table(data: str, split: str | None = None) -> list[dict[str, Any]]:
 
 
 def _of_split(folder: Path, split: str | None) -> Path:
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in {*CELLS, *READERS, ".txt"}}
+    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in {*CELLS, *READERS, ".txt"}]
+    files = {path.stem: path for path in tables}
+    if len(files) < len(tables):
+        raise ValueError(f"{folder} must hold one table a split, got {', '.join(path.name for path in tables)}.")
     found = next((name for name in ([split] if split else SPLITS) if name in files), None)
     if found is None:
         there = ", ".join(path.name for path in files.values()) or "no table"
@@ -53,28 +58,55 @@ def _of_split(folder: Path, split: str | None) -> Path:
 
 
 def _rows(path: Path, split: str | None) -> list[dict[str, Any]]:
-    if path.suffix in CELLS:  # cells are texts: "NA", "1" and "" are what they look like
-        import pandas
-
-        cells = {"sep": CELLS[path.suffix], "dtype": str, "keep_default_na": False, "encoding": "utf-8"}
-        return pandas.read_csv(path, **cells).to_dict("records")
-    if path.suffix == ".txt":
+    suffix = path.suffix.lower()
+    if suffix in CELLS:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return _cells(csv.DictReader(file, **CELLS[suffix], strict=True))
+    if suffix == ".txt":
         return _tabbed(path.read_text(encoding="utf-8-sig"))
-    if path.is_file() and path.suffix not in READERS:
+    if path.is_file() and path.stat().st_size == 0:
+        return []
+    if path.is_file() and suffix not in READERS:
         raise ValueError(f"a file must end with one of {', '.join([*CELLS, *READERS, '.txt'])}")
-    if not path.is_file() and (path.suffix in READERS or len(path.parts) > 2):
+    if not path.is_file() and (suffix in READERS or len(path.parts) > 2):
         raise ValueError("there is no such file or folder")
     import datasets
 
     with _quiet(datasets), tempfile.TemporaryDirectory() as cache:
         if path.is_file():
             options: Any = {"data_files": str(path), "cache_dir": cache}
-            return datasets.load_dataset(READERS[path.suffix], **options)["train"].to_list()
+            return _named(datasets.load_dataset(READERS[suffix], **options)["train"])
         found = datasets.load_dataset(str(path))
         chosen = split or next((name for name in SPLITS if name in found), next(iter(found)))
         if chosen not in found:
             raise ValueError(f"it has no split {chosen!r}, but {', '.join(found)}")
-        return found[chosen].to_list()
+        return _named(found[chosen])
+
+
+def _named(rows: Any) -> list[dict[str, Any]]:
+    """With the names of a column of class labels in place of its integers, which are not a model's."""
+    names = {column: kind.int2str for column, kind in rows.features.items() if hasattr(kind, "int2str")}
+
+    def named(column: str, value: Any) -> Any:
+        return names[column](value) if column in names and value is not None and value >= 0 else value
+
+    return [{column: named(column, value) for column, value in row.items()} for row in rows.to_list()]
+
+
+def _cells(reader: csv.DictReader) -> list[dict[str, Any]]:
+    """Cells are texts: "NA", "1" and "" are what they look like."""
+    rows = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                got = sum(value is not None for name, value in row.items() if name is not None) + len(row.get(None, ()))
+                raise ValueError(
+                    f"line {reader.line_num} has {got} cells, and the header {len(reader.fieldnames or ())}"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+    return rows
 
 
 def _tabbed(text: str) -> list[dict[str, Any]]:
