@@ -159,6 +159,8 @@ def test_the_outputs_are_called_as_the_model_or_the_map_says(tmp_path):
     own = save(tmp_path / "named", bert(("ham", "spam")))
     with pytest.raises(ValueError, match=r"--label-map ham=1 contradicts the names in .*: ham, spam"):
         model_labels(own, names)
+    with pytest.raises(ValueError, match=r"nowhere/model cannot be loaded as a sequence classifier: there is no such"):
+        model_labels("./nowhere/model")
     with pytest.raises(ValueError, match=r"must be a classifier of one label out of two or more, got one for"):
         model_labels(save(tmp_path / "regression", bert(("score",))))
 

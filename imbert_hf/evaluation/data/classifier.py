@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from imbert_hf.evaluation.data.loading import fingerprint, first_line, load_pretrained, longest_input
+from imbert_hf.evaluation.data.loading import check_path, fingerprint, first_line, load_pretrained, longest_input
 from imbert_hf.evaluation.data.tables import plain_name
 from imbert_hf.evaluation.data.tasks import Task
 from imbert_hf.evaluation.report import at_least
@@ -212,6 +212,7 @@ def named(path: str, names: Sequence[str], label_map: dict[str, int] | None) -> 
 
 def model_labels(path: str, label_map: dict[str, int] | None = None, trust_remote_code: bool = False) -> list[str]:
     """What the outputs of a single-label classifier are called, in their order."""
+    check_path(path, "sequence classifier")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # each kind of damage raises its own

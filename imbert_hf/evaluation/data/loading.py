@@ -30,6 +30,7 @@ def load_pretrained(
     Raises:
         ValueError: it cannot be loaded, lacks weights that such a model has, or a tokenizer.
     """
+    check_path(path, what)
     try:
         loaded = model_class.from_pretrained(
             path,
@@ -56,6 +57,12 @@ def load_pretrained(
     if tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {path} has no token to pad with.")
     return model, tokenizer
+
+
+def check_path(path: str, what: str) -> None:
+    """Raises ValueError for a folder that is not there, which would be taken for a Hub id."""
+    if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+        raise ValueError(f"{path} cannot be loaded as a {what}: there is no such folder.")
 
 
 def first_line(error: BaseException) -> str:
