@@ -414,7 +414,8 @@ class ImplicitPreTrainedModel:
             options["add_pooling_layer"] = False
         with torch.random.fork_rng(devices=[]):  # the weights that it draws are not kept
             model = plain._from_config(config, **options)
-        model.load_state_dict(self.state_dict())
+        model.load_state_dict({name: t.clone() for name, t in self.state_dict().items()}, assign=True)  # dtypes too
+        model.tie_weights()
         return model.to(self.device).train(self.training)
 
 

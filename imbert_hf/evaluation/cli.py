@@ -89,7 +89,7 @@ def build_parser(
         sub.add_argument("--output", type=Path, metavar="FILE.json", help="settings and results as JSON; - prints them")
         sub.add_argument("--overwrite", action="store_true", help="replace a result of other settings")
         if hasattr(command, "figure"):
-            sub.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture")
+            sub.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture, in place of what is there")
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)
     return parser

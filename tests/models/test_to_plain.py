@@ -52,6 +52,19 @@ def test_mode_dtype_and_attention_are_kept_also_of_a_class_of_a_user():
     assert not Mine(config).eval().to_plain().training
 
 
+def test_a_head_in_another_dtype_stays_so():
+    model = IMBertForSequenceClassification(config_of("IMBertForSequenceClassification")).bfloat16()
+    model.classifier.float()
+    plain = model.to_plain()
+    assert {name: p.dtype for name, p in plain.named_parameters()} == {n: p.dtype for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForPreTraining", "RobertaForMaskedLM", "ElectraForMaskedLM"])
+def test_tied_weights_stay_tied(name):
+    plain = pair_of(name)[1].to_plain()
+    assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+
+
 def test_a_model_without_a_pooler(batch):
     model = IMBertModel(config_of("IMBertModel", im_layers=[]), add_pooling_layer=False).eval()
     plain = model.to_plain()
