@@ -192,9 +192,9 @@ def masking_checks(
         },
         {
             "name": "gradient",
-            "passed": exact >= 0.95,
+            "passed": exact >= 1 - max(0.05, 1 / len(errors)) - 1e-9,  # one miss of a few is none of 5 %
             "message": f"the gradient is within 10 % of a finite difference for {percent(exact)} of the rows, and "
-            "should be for 95 %",
+            "should be for 95 %, or all but one",
         },
     ]
     for name, weaker, text in (
