@@ -100,6 +100,15 @@ def perturb(text: str, kind: str, strength: float, seed: int) -> str:
     return text
 
 
+def noisy(texts: tuple[str, ...], kind: str, strength: float, seed: int) -> tuple[str, ...]:
+    """The texts of a row with noise, see `perturb`.
+
+    Of a pair, a clause joins the first text alone: two that differ would make two questions of one.
+    """
+    changed = texts[:1] if kind == "clause" else texts
+    return (*(perturb(text, kind, strength, seed) for text in changed), *texts[len(changed) :])
+
+
 def noise(
     classifier: Classifier,
     rows: Sequence[Row],
@@ -130,12 +139,7 @@ def noise(
     labels = numpy.array([row.label for row in rows])
 
     def right(kind: str, strength: float) -> list[bool]:
-        # Of a pair, a clause joins the first text alone: two that differ would make two questions of one.
-        noisy = 1 if kind == "clause" else None
-        texts = [
-            (*(perturb(text, kind, strength, seed) for text in row.texts[:noisy]), *row.texts[len(row.texts[:noisy]) :])
-            for row in rows
-        ]
+        texts = [noisy(row.texts, kind, strength, seed) for row in rows]
         return (predict(classifier, texts, batch_size=batch_size, residuals="none").labels == labels).tolist()
 
     # Strength 0 is the clean text, whatever the kind.
@@ -144,8 +148,8 @@ def noise(
         keep({"noise": kind, "strength": strength, "seed": seed}, partial(right, kind, strength))
         for kind, strength in tqdm(settings, desc=f"{classifier.name}, noise", leave=False, disable=not progress)
     ]
-    clean, *noisy = [sum(found) / len(rows) for found in kept]
+    clean, *accuracies = [sum(found) / len(rows) for found in kept]
     return [
         {"kind": k, "strength": s, "n": len(rows), "accuracy": accuracy, "clean_accuracy": clean, "right": found}
-        for (k, s), accuracy, found in zip(settings[1:], noisy, kept[1:], strict=True)
+        for (k, s), accuracy, found in zip(settings[1:], accuracies, kept[1:], strict=True)
     ]

@@ -15,7 +15,7 @@ from imbert_hf.evaluation.advglue.scores import baseline
 from imbert_hf.evaluation.attacks.ascent import Ascent
 from imbert_hf.evaluation.attacks.candidates import CharacterEdits
 from imbert_hf.evaluation.attacks.embedding import embedding_attack
-from imbert_hf.evaluation.attacks.noise import noise, perturb
+from imbert_hf.evaluation.attacks.noise import noisy
 from imbert_hf.evaluation.attacks.query import query_attack
 from imbert_hf.evaluation.data.arguments import digest
 from imbert_hf.evaluation.data.classifier import Classifier, predict
@@ -75,16 +75,16 @@ def measure_model(
     def keep(key: dict[str, Any], compute: Callable[[], Any], of: Sequence[Row] = rows.asked) -> Any:
         return journal.part({**about, "rows": digest(of), **key}, compute)
 
+    def answers(kind: str, strength: float) -> list[int]:
+        texts = [noisy(row.texts, kind, strength, seed) for row in rows.asked]
+        return predict(classifier, texts, residuals="none", **options).labels.tolist()
+
     gold = [row.label for row in rows.asked]
-    texts = [row.texts for row in rows.asked]
-    labels = keep({"clean": 0}, lambda: predict(classifier, texts, residuals="none", **options).labels.tolist())
-    clean = [float(a == b) for a, b in zip(labels, gold, strict=True)]
-    variants = [
-        noise(classifier, rows.asked, kinds=[kind], strengths=[strength], seed=seed, keep=keep, **options)[0]["right"]
-        for kind, strength in NOISE.items()
-    ]
+    asked = [("keyboard", 0.0), *NOISE.items()]  # strength 0 is the clean text
+    labels, *others = [keep({"noise": k, "strength": s}, partial(answers, k, s)) for k, s in asked]
+    clean, *variants = numpy.equal([labels, *others], gold).astype(float).tolist()
     right = {"clean": clean, "noise": numpy.mean(variants, axis=0).tolist()}
-    right["worst"] = numpy.min([clean, *variants], axis=0).astype(float).tolist()
+    right["worst"] = numpy.min([clean, *variants], axis=0).tolist()
     f1 = float(f1_score(gold, labels, average="macro", zero_division=0.0))
     found = Found(right, {}, [], f1, baseline(classifier.task, gold, labels))
     attacks = {"characters": _characters, "embedding": _embedding}
@@ -129,12 +129,12 @@ def choose_rows(
     """
     begun, sample = time.perf_counter(), drawn(rows, LEAST, seed)
     texts = [sample[i % len(sample)].texts for i in range(batch_size)]
-    longer = [(perturb(first, "clause", NOISE["clause"], seed), *rest) for first, *rest in texts]
+    longer = [noisy(of_row, "clause", NOISE["clause"], seed) for of_row in texts]
     asked = attacked = 0.0  # seconds a row, of all models
     for classifier in classifiers:
         predict(classifier, texts[:1], residuals="none")  # the first call prepares what the others find
         clean, clauses = (_seconds(partial(predict, classifier, some, residuals="none")) for some in (texts, longer))
-        asked += ((1 + len(NOISE)) * clean + clauses) / len(texts)  # the clean text for its labels, and beside variants
+        asked += (len(NOISE) * clean + clauses) / len(texts)  # the clean text and its variants, of which one is longer
         for attack in (_characters, _embedding):
             with contextlib.suppress(Exception):  # it will not be made
                 made = partial(attack, classifier, sample, seed, {"batch_size": batch_size})
