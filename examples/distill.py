@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import finetune
 import torch
+from finetune_data import TASKS
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from transformers import BertConfig, BertForSequenceClassification, Trainer
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--teacher", required=True, help="folder or Hub id of a fine-tuned classifier")
     parser.add_argument("--temperature", type=float, default=2.0, help="of the softmax (default: 2)")
-    parser.add_argument("--task", required=True, choices=finetune.TASKS)
+    parser.add_argument("--task", required=True, choices=TASKS)
     parser.add_argument("--label-map", help="of the teacher: negative=0,positive=1, where its config does not tell")
     parser.add_argument("--max_seq_length", type=int, default=128)
     words = sys.argv[1:] if argv is None else argv

@@ -23,6 +23,7 @@ from transformers import (  # noqa: E402
 )
 
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification  # noqa: E402
+from imbert_hf.evaluation.data.tasks import TASKS as GLUE  # noqa: E402
 
 
 @pytest.mark.parametrize("connection", ["bert", "ex-bert", "im-bert"])
@@ -116,11 +117,11 @@ def test_f1_by_hand():
     # Predicted 1 1 0 0 1 for 1 0 0 1 1: two true positives, one false positive, one false negative.
     logits = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0], [0, 1]]).numpy()
     prediction = EvalPrediction(logits, torch.tensor([1, 0, 0, 1, 1]).numpy())
-    assert glue.compute_metrics(prediction, glue.GLUE["qqp"]) == {
+    assert glue.compute_metrics(prediction, GLUE["qqp"]) == {
         "accuracy": pytest.approx(3 / 5),
         "f1": pytest.approx(2 / 3),
     }
-    assert glue.compute_metrics(prediction, glue.GLUE["rte"]) == {"accuracy": pytest.approx(3 / 5)}
+    assert glue.compute_metrics(prediction, GLUE["rte"]) == {"accuracy": pytest.approx(3 / 5)}
 
 
 def test_subset_is_of_the_seed_alone(arguments, monkeypatch, tmp_path):
