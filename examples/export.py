@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from imbert_hf.command_line import Parser, run
 from imbert_hf.evaluation.data.loading import first_line, load_pretrained
 
 
@@ -124,7 +125,7 @@ def megabytes(folder: Path) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="FOLDER", help="of a sequence classifier")
     parser.add_argument("--to", required=True, choices=list(EXPORTS))
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="which is not there yet")
@@ -159,4 +160,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run("export.py", main)

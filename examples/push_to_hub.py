@@ -7,6 +7,9 @@
 
 The folder is loaded first, and only read: what would not open is not sent, and after an error the same command tries
 again.
+
+It exits with 0 when done, with 1 where the Hub refused or could not be reached, and with 2 for wrong arguments or a
+folder that would not open.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 import imbert_hf  # registers its classes with the Auto classes
+from imbert_hf.command_line import Parser, run
 
 
 # Of the folder itself. States of the optimizer are not sent, nor training_args.bin, which may hold a token.
@@ -152,7 +156,7 @@ def usage(auto_class: str, repo_id: str, commit: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Sends a saved IM-BERT to the Hugging Face Hub.")
+    parser = Parser("push_to_hub.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of save_pretrained: model, tokenizer and README.md")
     parser.add_argument("--repo_id", required=True, help="NAME/REPO; made where it does not exist")
     parser.add_argument("--private", action="store_true", help="where it is made; refused where it is public")
@@ -161,9 +165,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--token", help="better HF_TOKEN or hf auth login: other users see the words of a command")
     args = parser.parse_args(argv)
     if args.token is not None and not re.fullmatch(r"[!-~]+", args.token):  # an HTTP error would quote it
-        sys.exit("push_to_hub.py: error: --token must be printable ASCII without spaces or line ends.")
+        parser.error("--token must be printable ASCII without spaces or line ends.")
     try:
         auto_class = check(args.folder)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
         commit = push(args)
     except ValueError as error:
         sys.exit(f"push_to_hub.py: error: {' '.join(str(error).split())}")
@@ -171,4 +178,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run("push_to_hub.py", main)

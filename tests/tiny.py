@@ -1,7 +1,10 @@
 """Tiny BERTs, so that most tests take milliseconds, and what the tests cross them with."""
 
+import contextlib
+import io
 import itertools
 
+import pytest
 import torch
 from transformers import BertConfig, BertTokenizer
 
@@ -50,3 +53,13 @@ def imbert_model(seed=0, **fields) -> IMBertForSequenceClassification:
     """A lively classifier in evaluation, the same for the same seed."""
     torch.manual_seed(seed)
     return lively(IMBertForSequenceClassification(imbert_config(**fields))).eval()
+
+
+def refused(command, *args):
+    """The one sentence on stderr with which a command refuses its arguments."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as stop:
+        command(*args)
+    assert stop.value.code == 2
+    (line,) = said.getvalue().splitlines()
+    return line

@@ -3,7 +3,8 @@
     python examples/study run examples/study/plan.yaml --data path/to/data --runs outputs/study
     python examples/study report examples/study/plan.yaml --runs outputs/study --output outputs/report
 
-`python examples/study run --help` and `python examples/study report --help` list the arguments.
+`python examples/study run --help` and `python examples/study report --help` list the arguments. It exits with 0 when
+done, with 1 where a run failed or was interrupted, and with 2 for wrong arguments.
 """
 
 import argparse
@@ -22,4 +23,7 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit("study: interrupted; the same command goes on")

@@ -12,12 +12,12 @@ so.
 import argparse
 import os
 import re
-import sys
 from argparse import RawDescriptionHelpFormatter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from imbert_hf.command_line import Parser
 from imbert_hf.evaluation.report import write_whole
 from study import advglue
 from study.kept import read_run
@@ -55,7 +55,8 @@ from the plan in [{{plan_name}}]({{plan}}). [README.md](README.md) has the table
 
 
 def main(words: list[str]) -> None:
-    args = parse(words)
+    parser = make_parser()
+    args = parser.parse_args(words)
     try:
         plan = read_plan(args.plan)
         if not any(args.runs.glob("*.jsonl")):
@@ -70,16 +71,16 @@ def main(words: list[str]) -> None:
             texts[args.readme] = insert(args.readme, found)
         write(texts, found, args.output)
     except (ValueError, OSError) as error:
-        sys.exit(f"study report: error: {error}")
+        parser.error(str(error))
 
 
-def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("study report", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    parser = Parser("study report", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, help="YAML file")
     parser.add_argument("--runs", type=Path, required=True, help="folder of <task>.jsonl")
     parser.add_argument("--output", type=Path, required=True, help="folder of README.md, tables.md and figures")
     parser.add_argument("--readme", type=Path, help="file with marks, to put tables in")
-    return parser.parse_args(words)
+    return parser
 
 
 def tables(plan: dict[str, Any], runs: Path) -> dict[str, list[Table]]:

@@ -27,20 +27,19 @@ BUSY = 75  # how a child ends whose run is being made by another process: EX_TEM
 
 
 def main(words: list[str]) -> None:
-    args = parse(words)
+    parser = make_parser()
+    args = parser.parse_args(words)
     try:
         runs = asked_for(args)
     except ValueError as error:
-        sys.exit(f"study run: error: {error}")
+        parser.exit(2, f"study run: error: {error}\n")  # not the Parser of imbert_hf, which imports torch
     args.runs.mkdir(parents=True, exist_ok=True)
     if args.run is not None:
         one_run(next(run for run in runs if run.key == args.run), args)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("study run: terminated; the same command goes on"))
-    if args.workers == 1:
-        work(runs, args, words)
-    else:
-        share_out(args.workers, words)
+    if not (work(runs, args, words) if args.workers == 1 else share_out(args.workers, words)):
+        sys.exit(1)
 
 
 def asked_for(args: argparse.Namespace) -> list[Run]:
@@ -78,7 +77,7 @@ def one_run(run: Run, args: argparse.Namespace) -> None:
         sys.exit(BUSY)
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "study run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,11 +93,14 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--retry", action="store_true", help="make again what failed or took too long")
     parser.add_argument("--shared", action="store_true", help=argparse.SUPPRESS)  # of one of several workers
     parser.add_argument("--run", help=argparse.SUPPRESS)  # the one run that a worker's child makes
-    return parser.parse_args(words)
+    return parser
 
 
-def share_out(count: int, words: list[str]) -> None:
-    """Several processes of this command, each with its share of the cores and a GPU, where there are any."""
+def share_out(count: int, words: list[str]) -> bool:
+    """Several processes of this command, each with its share of the cores and a GPU, where there are any.
+
+    Returns whether no run failed.
+    """
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
         import torch  # takes seconds, and only counts
@@ -111,20 +113,23 @@ def share_out(count: int, words: list[str]) -> None:
         command = [sys.executable, str(Path(__file__).parent), "run", *words, "--workers", "1", "--shared"]
         workers.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads, **device}))
     try:
-        sys.exit(max(abs(worker.wait()) for worker in workers))
+        return not sum(abs(worker.wait()) for worker in workers)
     finally:
         for worker in workers:
             worker.terminate()
 
 
-def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> None:
-    """Makes every run, each in a process of its own, and waits for those that others are making."""
-    begun, since = time.monotonic(), time.time()
+def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> bool:
+    """Makes every run, each in a process of its own, and waits for those that others are making.
+
+    Returns whether none failed. What failed before, and is not tried again, does not count.
+    """
+    begun, since, well = time.monotonic(), time.time(), True
     while runs:
         busy = []
         for run in runs:
             if time.monotonic() - begun > args.stop_after:
-                return
+                return well
             kept = read_run(args.runs, run)
             # What failed is tried once, by the first who comes.
             if not run.missing(kept) or (kept["problem"] and (not args.retry or kept.get("failed", 0) > since)):
@@ -133,11 +138,13 @@ def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> None:
             if code == BUSY:
                 busy.append(run)
                 continue
+            well = well and code == 0
             if code > 0:
                 write_run(args.runs, run, read_run(args.runs, run) | {"problem": problem, "failed": time.time()})
             print(progress(run, problem, runs, args.runs), flush=True)
         runs = busy
         time.sleep(5 * bool(busy))
+    return well
 
 
 def child(run: Run, args: argparse.Namespace, words: list[str]) -> tuple[int, str | None]:

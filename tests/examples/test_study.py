@@ -204,7 +204,7 @@ def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, p
     study.run.main([*words, "--parts", "main", "--models", "IM-BERT"])
     assert capsys.readouterr().out == ""  # all is made
     said = start(plan, data, str(runs / "absent"), runs, "--parts", "search", "main")  # of both, BERT's run is one
-    assert said.returncode == 0, said.stderr
+    assert said.returncode == 1, said.stderr  # R3F's
     done, failed = said.stdout.splitlines()
     assert done.startswith("[4/5] main: sst2, seed 0, BERT: ")
     assert failed.startswith("[5/5] main: sst2, seed 0, R3F: finetune.py: error: --model_name_or_path")

@@ -49,7 +49,9 @@ def test_what_is_killed_has_not_failed_and_what_others_make_is_waited_for(study,
     started, answers = attempts
     words = [str(plan), "--data", str(data), "--runs", str(tmp_path), "--parts", "main"]
     answers += [(study.run.BUSY, None), (-9, "was killed by signal 9"), (1, "broken"), (0, None)]
-    study.run.main(words)
+    with pytest.raises(SystemExit) as stop:
+        study.run.main(words)
+    assert stop.value.code == 1
     assert started == [*started[:3], started[0]]  # BERT's was busy, and tried again after the others
     kept = [study.kept.read_run(tmp_path, run) for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"])]
     assert [one["problem"] for one in kept] == [None, None, "broken"]
