@@ -1,19 +1,48 @@
-"""Losses that train a classifier to be robust: FreeLB and R3F, for any model of Transformers that takes embeddings.
+"""Losses that train a classifier to be robust: R3F, FreeLB and R-Drop, for any model of Transformers.
 
-Each function yields losses; every one is to be differentiated at once, before the next is asked for:
+Each function takes a model and a batch and yields losses; every one is to be differentiated at once, before the next
+is asked for:
 
     for loss in freelb_losses(model, batch):
         loss.backward()
 
-FreeLB is of Zhu et al., ICLR 2020; R3F of Aghajanyan et al., ICLR 2021.
+A row has one label, several, or a number, as the problem_type of the model's config says. FreeLB and R3F move the word
+embeddings, and R-Drop compares dropout masks. FreeLB is of Zhu et al., ICLR 2020; R3F of Aghajanyan et al., ICLR 2021;
+R-Drop of Liang et al., NeurIPS 2021.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
+
+
+MEAN: dict[str, Callable[[Tensor], Tensor]] = {  # of what logits are the natural parameters of
+    "single_label_classification": partial(torch.softmax, dim=-1),
+    "multi_label_classification": torch.sigmoid,
+    "regression": lambda logits: logits,
+}
+
+
+def divergence(model: Any, first: Tensor, second: Tensor) -> Tensor:
+    """KL(p || q) + KL(q || p), the mean over a batch; p and q are what logits a and b, both (batch, labels), stand for.
+
+    It is <mean of p - mean of q, a - b> for categorical distributions, for independent Bernoulli ones (summed over
+    labels), and for normal ones of variance 1, where it is the squared difference.
+
+    Args:
+        model: whose config has a problem_type, as any has after a forward with labels.
+    """
+    a, b, mean = first.float(), second.float(), MEAN[unwrapped(model).config.problem_type]
+    return ((mean(a) - mean(b)) * (a - b)).sum(dim=-1).mean()
+
+
+def unwrapped(model: Any) -> Any:
+    """The model in DistributedDataParallel."""
+    return getattr(model, "module", model)
 
 
 def freelb_losses(
@@ -28,7 +57,7 @@ def freelb_losses(
     """FreeLB: the mean loss over `steps` points of an ascent on the word embeddings, all of whose gradients are kept.
 
     Args:
-        model: of transformers, with inputs_embeds.
+        model: of transformers, with inputs_embeds; or DistributedDataParallel around one.
         batch: input_ids, attention_mask, labels.
         steps: forward and backward passes.
         step_size: of the normalised ascent, a row's Euclidean norm.
@@ -37,7 +66,7 @@ def freelb_losses(
     """
     rest = {name: value for name, value in batch.items() if name != "input_ids"}
     real = batch["attention_mask"][..., None]
-    embed = model.get_input_embeddings()
+    embed = unwrapped(model).get_input_embeddings()
     shape = (*batch["input_ids"].shape, embed.weight.shape[1])
     delta = (2 * torch.rand(shape, dtype=embed.weight.dtype, device=embed.weight.device) - 1) * real
     size = (real.sum(dim=(1, 2), keepdim=True) * shape[-1]).clamp(min=1)
@@ -60,7 +89,7 @@ def _row_norm(t: Tensor) -> Tensor:
 def r3f_losses(
     model: Any, batch: Mapping[str, Tensor], *, noise: float = 1e-5, weight: float = 1.0
 ) -> Iterator[Tensor]:
-    """R3F: the loss, and `weight` times the symmetric Kullback-Leibler divergence to the outputs for noisy embeddings.
+    """R3F: the loss, and `weight` times the divergence to the outputs for noisy embeddings.
 
     Args:
         model: of transformers, with inputs_embeds; or DistributedDataParallel around one.
@@ -69,9 +98,33 @@ def r3f_losses(
         weight: lambda of the paper.
     """
     rest = {name: value for name, value in batch.items() if name != "input_ids"}
-    embedded = getattr(model, "module", model).get_input_embeddings()(batch["input_ids"])
+    embedded = unwrapped(model).get_input_embeddings()(batch["input_ids"])
     clean = model(inputs_embeds=embedded, **rest)
     noisy = model(inputs_embeds=embedded + noise * (2 * torch.rand_like(embedded) - 1), **rest)
-    p, q = (output.logits.float().log_softmax(dim=-1) for output in (clean, noisy))
-    options: dict[str, Any] = {"reduction": "batchmean", "log_target": True}
-    yield clean.loss + weight * (functional.kl_div(p, q, **options) + functional.kl_div(q, p, **options))
+    yield clean.loss + weight * divergence(model, clean.logits, noisy.logits)
+
+
+def rdrop_losses(model: Any, batch: Mapping[str, Tensor], *, weight: float = 1.0) -> Iterator[Tensor]:
+    """R-Drop: the mean loss of two forwards, whose dropout masks differ, and `weight` / 2 times their divergence.
+
+    The paper adds the two losses, and alpha / 2 times the divergence. This is half of that at alpha = 2 `weight`:
+    without dropout it is the plain loss, so that learning rates carry over.
+
+    Args:
+        model: of transformers, with dropout; or DistributedDataParallel around one.
+        batch: its inputs, labels among them.
+        weight: of the divergence.
+    """
+    first, second = model(**batch), model(**batch)
+    yield (first.loss + second.loss) / 2 + weight / 2 * divergence(model, first.logits, second.logits)
+
+
+@dataclass(frozen=True)
+class Defence:
+    """A way to train: its losses, and how many of them a batch has."""
+
+    losses: Callable[[Any, Mapping[str, Tensor]], Iterator[Tensor]]
+    count: int = 1
+
+
+DEFENCES = {"r3f": Defence(r3f_losses), "freelb": Defence(freelb_losses, 3), "rdrop": Defence(rdrop_losses)}

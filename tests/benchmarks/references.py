@@ -3,7 +3,7 @@ ways to a robust BERT.
 
 - The literal reading of the paper: gradient descent on the squared residual by torch.autograd.grad, unrolled.
 - The same equation handed to torchdeq (Geng and Kolter 2023), which is optional: `pip install torchdeq`.
-- FreeLB and R3F: training steps of plain BERT, see robust_losses.
+- FreeLB, R3F and R-Drop: training steps of plain BERT, see robust_losses.
 
 They are measured, not recommended: with dropout each evaluation of the first two draws masks of its own, and both take
 padded tokens for real ones.
@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from robust_losses import freelb_losses, r3f_losses
+from robust_losses import freelb_losses, r3f_losses, rdrop_losses
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -186,6 +186,7 @@ def with_references(
         *variants,
         Variant("FreeLB, 3 steps", "FreeLB", bert, three, losses=freelb_losses),
         Variant("R3F", "R3F", bert, two, losses=r3f_losses),
+        Variant("R-Drop", "R-Drop", bert, two, losses=rdrop_losses),
     ]
 
 

@@ -1,5 +1,5 @@
 """What IM-BERT costs beside other ways to the same solution, and to a robust BERT: the literal reading of the paper,
-torchdeq where it is installed, FreeLB and R3F. Arguments and measures are those of imbert-eval cost.
+torchdeq where it is installed, FreeLB, R3F and R-Drop. Arguments and measures are those of imbert-eval cost.
 """
 
 import argparse

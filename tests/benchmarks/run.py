@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 
-sys.path.append(str(Path(__file__).parents[2] / "examples"))  # FreeLB and R3F are examples
+sys.path.append(str(Path(__file__).parents[2] / "examples"))  # FreeLB, R3F and R-Drop are examples
 
 import references_command
 import targets_command

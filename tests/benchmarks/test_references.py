@@ -46,7 +46,7 @@ def test_work_of_the_references(model, small):
     rows = by_name(with_references(model, iterations=(2, 4)))
     own = rows["gradient_descent T 4 lr 0.02, unrolled"]
     assert count(rows["literal T 4 lr 0.02"], small, True, (0, 1)) == count(own, small, True, (0, 1))
-    for name, passes in (("FreeLB, 3 steps", 3), ("R3F", 2)):
+    for name, passes in (("FreeLB, 3 steps", 3), ("R3F", 2), ("R-Drop", 2)):
         found = count(rows[name], small, True, (0, 1))
         assert (found["forward"]["evaluations"], found["backward"]["products"]) == (passes, passes)
         assert rows[name].floor.training == 3 * passes
@@ -66,7 +66,7 @@ def test_work_of_the_references(model, small):
 def test_rows_of_torchdeq_are_left_out_where_it_is_not_installed(model, monkeypatch):
     monkeypatch.setattr(references, "find_torchdeq", lambda: None)
     kinds = {row.kind for row in with_references(model, iterations=(1,))}
-    assert kinds == {"BERT", "EX-BERT", "IM-BERT", "literal", "FreeLB", "R3F"}
+    assert kinds == {"BERT", "EX-BERT", "IM-BERT", "literal", "FreeLB", "R3F", "R-Drop"}
 
 
 @needs_torchdeq
@@ -152,7 +152,7 @@ def test_the_command_has_their_rows_too(tmp_path, monkeypatch, capsys):
     rows = {row["name"]: row for row in data["cells"][0]["rows"]}
     own = ["BERT", "EX-BERT", "fixed_point T 1, one_step", "literal T 1 lr 0.02"]
     theirs = ["torchdeq fixed_point T 1, one_step"] if find_torchdeq() else []
-    assert list(rows) == [*own, *theirs, "FreeLB, 3 steps", "R3F"]
+    assert list(rows) == [*own, *theirs, "FreeLB, 3 steps", "R3F", "R-Drop"]
     assert rows["R3F"]["inference"] is None
     assert all(name in shown for name in rows)
     assert data["absent"] == absent("float32")

@@ -1,9 +1,13 @@
-"""FreeLB and R3F against what they come to by hand for a model whose margin is linear in its embeddings."""
+"""FreeLB, R3F and R-Drop against what they come to by hand for a model whose margin is linear in its embeddings."""
 
 from types import SimpleNamespace
 
+import pytest
 import torch
-from robust_losses import freelb_losses, r3f_losses
+from robust_losses import DEFENCES, divergence, freelb_losses, r3f_losses, rdrop_losses
+from tiny import bert_config
+from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
+from transformers import BertForSequenceClassification
 
 from imbert_hf.evaluation.cost.variants import plain_losses
 
@@ -17,6 +21,7 @@ class Margin(torch.nn.Module):
         self.embedding = torch.nn.Embedding(9, width).double()
         self.w = torch.nn.Parameter(torch.randn(width, dtype=torch.float64, generator=generator))
         self.bias = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.config = SimpleNamespace(problem_type="single_label_classification")
 
     def get_input_embeddings(self):
         return self.embedding
@@ -94,3 +99,78 @@ def test_r3f_adds_the_symmetric_divergence_by_hand(monkeypatch):
     # Of two Bernoulli distributions KL(p||q) + KL(q||p) is (p - q) times the difference of their logits.
     expected = model(**MARGIN_BATCH).loss + 2.0 * ((p - q) * (margin - moved)).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+
+
+FAMILIES = {
+    "single_label_classification": lambda logits: Categorical(logits=logits),
+    "multi_label_classification": lambda logits: Independent(Bernoulli(logits=logits), 1),
+    "regression": lambda logits: Independent(Normal(logits, 1.0), 1),
+}
+
+
+@pytest.mark.parametrize("problem_type", FAMILIES)
+def test_the_divergence_is_that_of_the_distributions(problem_type):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (2 * torch.randn(5, 1 if problem_type == "regression" else 3, generator=generator) for _ in range(2))
+    model = SimpleNamespace(config=SimpleNamespace(problem_type=problem_type))
+    p, q = map(FAMILIES[problem_type], (a, b))
+    torch.testing.assert_close(divergence(model, a, b), (kl_divergence(p, q) + kl_divergence(q, p)).mean())
+    torch.testing.assert_close(divergence(SimpleNamespace(module=model), a, b), divergence(model, a, b))
+    assert divergence(model, a, a) == 0
+
+
+class Noisy(Margin):
+    """Margin, in whose forwards the margins are moved by what `moves` holds, in turn."""
+
+    def __init__(self, *moves):
+        super().__init__()
+        self.moves = iter(moves)
+
+    def forward(self, **inputs):
+        bias, move = self.bias, next(self.moves)
+        self.bias = torch.nn.Parameter(bias + move)
+        try:
+            return super().forward(**inputs)
+        finally:
+            self.bias = bias
+
+
+def test_rdrop_adds_half_the_divergence_of_two_forwards_by_hand():
+    model = Noisy(0.0, 0.7, 0.0)
+    (loss,) = rdrop_losses(model, MARGIN_BATCH, weight=3.0)
+    margin = model(**MARGIN_BATCH).logits[:, 1]
+    moved = margin + 0.7
+    plain = (torch.nn.functional.softplus(-margin) + torch.nn.functional.softplus(-moved)).mean() / 2
+    apart = ((torch.sigmoid(margin) - torch.sigmoid(moved)) * (margin - moved)).mean()
+    torch.testing.assert_close(loss, plain + 1.5 * apart, rtol=1e-4, atol=1e-6)
+
+
+def test_rdrop_without_dropout_is_the_plain_loss():
+    model = Margin()
+    plain = gradients(model, plain_losses(model, MARGIN_BATCH))
+    torch.testing.assert_close(gradients(model, rdrop_losses(model, MARGIN_BATCH)), plain, rtol=1e-5, atol=1e-7)
+
+
+LABELS = {
+    "single_label_classification": torch.tensor([0, 2]),
+    "multi_label_classification": torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
+    "regression": torch.tensor([0.5, -2.0]),
+}
+
+
+@pytest.mark.parametrize("problem_type", LABELS)
+@pytest.mark.parametrize("name", DEFENCES)
+def test_every_defence_trains_on_every_problem_type(name, problem_type):
+    """As many losses as it says, none below its part of the plain loss where nothing is random, and gradients."""
+    torch.manual_seed(0)
+    labels = 1 if problem_type == "regression" else 3
+    model = BertForSequenceClassification(bert_config(num_labels=labels, problem_type=problem_type)).eval()
+    ids = torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": LABELS[problem_type]}
+    found, defence = [], DEFENCES[name]
+    for loss in defence.losses(model, batch):
+        loss.backward()
+        found.append(loss.item())
+    assert len(found) == defence.count
+    assert sum(found) == pytest.approx(model(**batch).loss.item(), rel=0.1)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

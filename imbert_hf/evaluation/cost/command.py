@@ -22,7 +22,7 @@ from imbert_hf.evaluation.stability.command import read_texts
 
 HELP = "time, memory and work against plain BERT"
 COLOURS = {"fixed_point": "tab:blue", "anderson": "tab:green", "gradient_descent": "tab:red"}
-OTHERS = {"FreeLB": ":", "R3F": "-."}  # steps without a residual
+OTHERS = {"FreeLB": ":", "R3F": "-.", "R-Drop": (0, (1, 4))}  # steps without a residual
 DEFAULTS: dict[str, list] = {
     "batch": [32],
     "length": [64],
