@@ -15,17 +15,22 @@
     python examples/finetune.py --task mnli --model_name_or_path google-bert/bert-base-uncased \
         --im_theta 0.5 --im_layers -4 -3 -2 -1 --im_eval_iterations 5 --output_dir outputs/mnli-half
 
-    # theta from 0 to 1 over the first half of the training; what else one may take: R3F with plain BERT
+    # several labels a row, in lists or in columns of 0 and 1; a number a row
+    python examples/finetune.py ... --label_column_name urgent,angry,spam --output_dir outputs/multi
+    python examples/finetune.py ... --label_column_name stars --problem_type regression --output_dir outputs/stars
+
+    # theta from 0 to 1 over the first half of the training; what else one may take: R3F, FreeLB or R-Drop
     python examples/finetune.py ... --connection im-bert --theta_warmup 0.5 --output_dir outputs/warmup
-    python examples/finetune.py ... --connection bert --r3f --output_dir outputs/r3f
+    python examples/finetune.py ... --connection bert --defence r3f --output_dir outputs/r3f
 
 Every im_ field of IMBertConfig and every field of TrainingArguments is an argument. Each epoch ends with an evaluation
-and a checkpoint, and the most accurate model is kept, unless --eval_strategy or --save_strategy is given: then
-TrainingArguments' defaults hold. --resume_from_checkpoint takes a checkpoint folder, or "last". Checkpoints of BERT,
-RoBERTa and ELECTRA are taken alike.
+and a checkpoint, and the best model is kept (by accuracy, micro F1 of several labels, or mean squared error), unless
+--eval_strategy or --save_strategy is given: then TrainingArguments' defaults hold. --resume_from_checkpoint takes a
+checkpoint folder, or "last". Checkpoints of BERT, RoBERTa and ELECTRA are taken alike.
+
+It exits with 0 when done, with 1 where the run failed or was interrupted, and with 2 for wrong arguments.
 """
 
-import inspect
 import json
 import os
 import platform
@@ -33,163 +38,45 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 import accelerate
 import datasets
 import numpy
 import torch
 import transformers
-from finetune_data import DataArguments, load_data
-from robust_losses import r3f_losses
-from sklearn.metrics import accuracy_score, f1_score
+from finetune_arguments import IM_FIELDS, check_connection, check_folder, im_values, parse
+from finetune_data import load_data
+from finetune_problems import LOWER_IS_BETTER, PROBLEMS, SINGLE
+from robust_losses import DEFENCES, Defence
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    EarlyStoppingCallback,
     EvalPrediction,
-    HfArgumentParser,
     PretrainedConfig,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 import imbert_hf
-from imbert_hf import IMBertConfig, IMElectraConfig, IMRobertaConfig, ThetaScheduleCallback
-from imbert_hf.configuration_imbert import ImplicitConfig
+from imbert_hf import IMBertConfig, IMElectraConfig, IMRobertaConfig, ThetaScheduleCallback, command_line
 from imbert_hf.evaluation.data.loading import longest_input
 from imbert_hf.evaluation.data.tasks import Task
 
 
 FAMILIES = {config.plain_model_type(): config for config in (IMBertConfig, IMRobertaConfig, IMElectraConfig)}
-IM_FIELDS = {name: hint for name, hint in inspect.get_annotations(ImplicitConfig).items() if name.startswith("im_")}
-IM_FIELDS["im_layers"] = list[str]  # "all", or indices: read by im_values
-
-IMArguments: Any = make_dataclass(
-    "IMArguments",
-    [(n, hint | None, field(default=None, metadata={"help": f"IMBertConfig.{n}"})) for n, hint in IM_FIELDS.items()],
-)
 
 
-@dataclass(kw_only=True)
-class ModelArguments(IMArguments):
-    """An im_ field left out keeps what the checkpoint has, or else IMBertConfig's default; ex-bert sets its own."""
-
-    model_name_or_path: str = field(
-        metadata={"help": "Folder or Hub id of a BERT, RoBERTa or ELECTRA, plain or implicit"}
-    )
-    connection: Literal["bert", "ex-bert", "im-bert"] = "im-bert"
-    preset: Literal["paper"] | None = field(
-        default=None, metadata={"help": "paper: every im_ field not given is IMBertConfig.paper()'s"}
-    )
-    theta_warmup: float | None = field(
-        default=None, metadata={"help": "Share of the training over which theta rises from 0 to im_theta"}
-    )
-    r3f: bool = field(default=False, metadata={"help": "Train with the loss of R3F (Aghajanyan et al., ICLR 2021)"})
-
-
-class Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)  # argparse would first print 200 lines of usage
-
-
-def parse(argv: list[str]) -> Any:
-    """ModelArguments, DataArguments and TrainingArguments."""
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        argv = words_of(argv[0])
-    # With abbreviations --im_layer would be taken for --im_layers.
-    parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)  # type: ignore[arg-type]
-    parser.set_defaults(metric_for_best_model="accuracy")
-    given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv}
-    if not given & {"eval_strategy", "save_strategy"}:
-        best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-        parser.set_defaults(**best, save_total_limit=1)
-    *arguments, unknown = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        own = ", ".join(f"--{f.name}" for kind in (ModelArguments, DataArguments) for f in fields(kind))
-        name = unknown[0].partition("=")[0]  # without the value, which may be a token
-        raise ValueError(f"{name} is no argument; there are {own}, and those of TrainingArguments.")
-    if arguments[2].hub_token is not None:
-        raise ValueError("--hub_token would be pickled into training_args.bin and pushed; set HF_TOKEN in its place.")
-    return arguments
-
-
-def words_of(path: str) -> list[str]:
-    """The arguments in a .json file as words of a command line, so that both are checked alike."""
-    try:
-        settings = json.loads(Path(path).read_bytes()).items()
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} must hold a JSON object of arguments: {error}.") from None
-    words = []
-    for name, value in settings:
-        if isinstance(value, list) and value:
-            words += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            words.append(f"--{name}=" + (value if isinstance(value, str) else json.dumps(value) if value != [] else ""))
-    return words
-
-
-def im_values(args: ModelArguments) -> dict[str, Any]:
-    """The im_ fields to set over the checkpoint's."""
-    values = {name: getattr(args, name) for name in IM_FIELDS if getattr(args, name) is not None}
-    if "im_layers" in values:
-        text = " ".join(values["im_layers"]).replace(",", " ").strip()
-        try:
-            values["im_layers"] = text if text == "all" else [int(word) for word in text.split()]
-        except ValueError:
-            raise ValueError(f"--im_layers must be all, or layer indices such as 3,4,5, got {text!r}.") from None
-    for name in ("preset", "theta_warmup"):
-        if getattr(args, name) is not None and args.connection != "im-bert":
-            raise ValueError(f"--{name} {getattr(args, name)} needs --connection im-bert, got {args.connection!r}.")
-    if args.connection == "bert" and values:
-        raise ValueError(f"--{next(iter(values))} has no effect with --connection bert; leave it out or use im-bert.")
-    if args.connection == "ex-bert":
-        values.setdefault("im_layers", "all")  # as in the paper's EX-BERT, whatever IMBertConfig's default
-        # The layer field, since the explicit step of the increment field is BERT itself at step size 1.
-        for name, fixed in {"im_theta": 0.0, "im_vector_field": "layer"}.items():
-            if values.setdefault(name, fixed) != fixed:
-                raise ValueError(f"--{name} must be {fixed!r} with --connection ex-bert, got {values[name]!r}.")
-    if args.preset == "paper":
-        paper = IMBertConfig.paper()
-        values = {name: getattr(paper, name) for name in IM_FIELDS} | values
-    return values
-
-
-def check_folder(folder: Path, overwrite: bool, resume: str | None) -> str | None:
-    """Refuses a folder that holds something. Returns the checkpoint to resume from."""
-    if resume is not None:
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        resume = last if resume.lower() in ("last", "true") else resume
-        if resume is None:
-            raise ValueError(f"--resume_from_checkpoint: there is no checkpoint in {folder}.")
-        if not all((Path(resume) / name).is_file() for name in ("trainer_state.json", "config.json")):
-            raise ValueError(f'--resume_from_checkpoint must be "last" or a checkpoint folder, got {resume!r}.')
-    elif folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        advice = "choose another, or pass --overwrite_output_dir or --resume_from_checkpoint last"
-        raise ValueError(f"--output_dir {folder} is not an empty folder; {advice}.")
-    return resume
-
-
-def check_connection(config: Any, checkpoint: str) -> None:
-    """Refuses to go on with another connection, such as another release's defaults; theta may be on its way there."""
-    before = json.loads(Path(checkpoint, "config.json").read_bytes())
-    for name in [name for name in IM_FIELDS if name in before and name != "im_theta"]:
-        if (now := getattr(config, name, None)) != before[name]:
-            raise ValueError(f"{checkpoint} was trained with {name} {before[name]!r}, not {now!r}: pass --{name}.")
-
-
-def load_model(
-    name: str, connection: str, im: dict[str, Any], labels: tuple[str, ...], max_seq_length: int
-) -> tuple[Any, Any]:
+def load_model(name: str, connection: str, im: dict[str, Any], task: Task, max_seq_length: int) -> tuple[Any, Any]:
     """Model and tokenizer."""
-    label2id = {label: i for i, label in enumerate(labels)}
+    labels = {"id2label": dict(enumerate(task.labels)), "label2id": {label: i for i, label in enumerate(task.labels)}}
     try:
         found = PretrainedConfig.get_config_dict(name)[0].get("model_type", "bert")
         family, plain = found.removeprefix("im"), connection == "bert"
@@ -200,7 +87,7 @@ def load_model(
                 f"{name} holds a checkpoint of model_type {found!r}; --connection {connection} loads {allowed}."
             )
         config_class: Any = FAMILIES[family].__bases__[-1] if plain else FAMILIES[family]
-        config = config_class.from_pretrained(name, id2label=dict(enumerate(labels)), label2id=label2id, **im)
+        config = config_class.from_pretrained(name, problem_type=task.problem_type, **labels, **im)
         tokenizer = AutoTokenizer.from_pretrained(name)
         # Without a vocabulary file, transformers 5 makes one of special tokens alone.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -219,27 +106,42 @@ def load_model(
         raise ValueError(f"--max_seq_length must be from 8 to {longest} for {name}, got {max_seq_length}.")
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
-    # BERT's loss is the mean of a batch whatever the Trainer hands it. The Trainer takes it for a sum over the global
-    # batch, already divided by its size, unless told: gradients came out times the processes and accumulation steps.
-    model.accepts_loss_kwargs = False
     return model, tokenizer
 
 
-def compute_metrics(prediction: EvalPrediction, task: Task) -> dict[str, float]:
-    predicted, labels = numpy.argmax(prediction.predictions, axis=-1), prediction.label_ids
-    metrics = {"accuracy": float(accuracy_score(labels, predicted))}
-    if task.own:
-        metrics["macro_f1"] = float(f1_score(labels, predicted, average="macro", zero_division=0.0))
-    if task.name == "qqp":
-        metrics["f1"] = float(f1_score(labels, predicted, zero_division=0.0))
-    return metrics
+def compute_metrics(prediction: EvalPrediction, task: Task) -> dict[str, Any]:
+    logits, labels = numpy.asarray(prediction.predictions), numpy.asarray(prediction.label_ids)
+    return PROBLEMS[task.problem_type].metrics(logits, labels, task)
 
 
-class R3FTrainer(Trainer):
+def settle(args: TrainingArguments, task: Task) -> None:
+    """What of TrainingArguments follows from the problem type: how the best checkpoint is chosen."""
+    args.metric_for_best_model = args.metric_for_best_model or PROBLEMS[task.problem_type].best
+    if args.metric_for_best_model.removeprefix("eval_") in LOWER_IS_BETTER:
+        args.greater_is_better = False
+    if args.label_smoothing_factor and task.problem_type != SINGLE:
+        raise ValueError(f"--label_smoothing_factor is of {SINGLE}, and {task.name} is {task.problem_type}.")
+
+
+class DefenceTrainer(Trainer):
+    """A Trainer of the losses of a defence. Each of them takes the Trainer's own way to be scaled and differentiated.
+
+    Args:
+        defence: of robust_losses.
+        kwargs: of the Trainer.
+    """
+
+    def __init__(self, *, defence: Defence, **kwargs):
+        super().__init__(**kwargs)
+        self.defence = defence
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.losses = self.defence.losses(model, self._prepare_inputs(inputs))
+        step = super().training_step
+        return sum(step(model, inputs, num_items_in_batch) for _ in range(self.defence.count))
+
     def compute_loss(self, model, inputs, *args, **kwargs):
-        if not model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        return next(r3f_losses(model, inputs))
+        return next(self.losses) if model.training else super().compute_loss(model, inputs, *args, **kwargs)
 
 
 class StepTimer(TrainerCallback):
@@ -277,25 +179,38 @@ def git_state() -> dict[str, Any] | None:
     return None
 
 
-def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[str, Any] | None = None) -> None:
-    """The script, for another that has a Trainer of its own, and something to tell of it in results.json."""
+def main(
+    argv: list[str] | None = None,
+    *,
+    prog: str = "finetune.py",
+    load: Any = None,
+    trainer_class: Any = None,
+    **about: Any,
+) -> None:
+    """The script, for another that has a name, a model and a Trainer of its own, and more to tell in results.json."""
     # What can be wrong is found before the output folder is touched, and said in one sentence.
     try:
-        model_args, data_args, args = parse(sys.argv[1:] if argv is None else argv)
+        model_args, data_args, args = parse(sys.argv[1:] if argv is None else argv, prog)
         im = im_values(model_args)
         folder = Path(args.output_dir)
         resume = check_folder(folder, data_args.overwrite_output_dir, args.resume_from_checkpoint)
         task, data = load_data(data_args, args.seed if args.data_seed is None else args.data_seed)
+        settle(args, task)
         set_seed(args.seed)  # the Trainer's own comes after the classifier is drawn
         name, connection = model_args.model_name_or_path, model_args.connection
-        model, tokenizer = load_model(name, connection, im, task.labels, data_args.max_seq_length)
+        model, tokenizer = (load or load_model)(name, connection, im, task, data_args.max_seq_length)
+        # BERT's loss is the mean of a batch whatever the Trainer hands it. The Trainer takes it for a sum over the
+        # global batch, already divided by its size, unless told: gradients came out times processes and accumulation.
+        model.accepts_loss_kwargs = False
         if resume is not None:
             check_connection(model.config, resume)
         callbacks: list[TrainerCallback] = []
         if model_args.theta_warmup is not None:
             callbacks.append(ThetaScheduleCallback(0.0, model.config.im_theta, model_args.theta_warmup))
     except ValueError as error:
-        sys.exit(f"finetune.py: error: {' '.join(str(error).split())}")
+        command_line.Parser(prog).error(str(error))
+    if model_args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(model_args.early_stopping_patience))
     git = git_state()
 
     def tokenize(rows):
@@ -306,9 +221,10 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
     inputs = {split: rows.map(tokenize, batched=True) for split, rows in data.items()}  # the Trainer drops the texts
     evaluated = [split for split in data if split != "train"]
     timer = StepTimer()
-    if model_args.r3f:  # two forwards a backward, between which DDP would write the first one's position ids anew
+    if model_args.defence:  # two forwards a backward, between which DDP would write the first one's position ids anew
         args.ddp_broadcast_buffers = False
-    trainer = (trainer_class or (R3FTrainer if model_args.r3f else Trainer))(
+        trainer_class = partial(DefenceTrainer, defence=DEFENCES[model_args.defence])
+    trainer = (trainer_class or Trainer)(
         model=model,
         args=args,
         train_dataset=inputs["train"],
@@ -333,7 +249,8 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
     modules = (torch, transformers, datasets, accelerate, imbert_hf)
     results = {
         "task": task.name,
-        "labels": list(task.labels),
+        "problem_type": task.problem_type,
+        "labels": list(task.labels),  # what the model's outputs are called
         "connection": connection,
         "metrics": {s: {n.removeprefix("eval_"): v for n, v in score.items()} for s, score in scores.items()},
         "rows": {split: len(rows) for split, rows in data.items()},
@@ -352,7 +269,7 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
         "history": trainer.state.log_history,
         "versions": {"python": platform.python_version()} | {m.__name__: str(m.__version__) for m in modules},
         "git": git,
-        **(about or {}),
+        **about,
     }
     part = folder / "results.json.part"
     part.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
@@ -361,4 +278,4 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run("finetune.py", main)

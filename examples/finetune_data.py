@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+from finetune_problems import MULTI, PROBLEMS, SINGLE, Cells, flag, problem_of
 from sklearn.model_selection import train_test_split
 
-from imbert_hf.evaluation.data.tables import CELLS, READERS, check_columns, own_rows, own_task, read_table
+from imbert_hf.evaluation.data.tables import CELLS, READERS, check_columns, read_table, texts_of
 from imbert_hf.evaluation.data.tasks import TASKS as GLUE
 from imbert_hf.evaluation.data.tasks import Row, Task, read_rows
 
@@ -21,14 +22,30 @@ class DataArguments:
     train_file: str | None = field(default=None, metadata={"help": "A table of your own: " + ", ".join(TABLES)})
     validation_file: str | None = field(
         default=None,
-        metadata={"help": "The same; None: a tenth of the rows to train on, stratified, by --data_seed or else --seed"},
+        metadata={
+            "help": "The same; None: a tenth of the rows to train on, stratified where they are single-label, by "
+            "--data_seed or else --seed"
+        },
     )
     test_file: str | None = field(default=None, metadata={"help": "The same, evaluated at the end too"})
     dataset_name: str | None = field(
         default=None, metadata={"help": "On the Hub, in place of files, or a folder of splits"}
     )
     text_column_names: str | None = field(default=None, metadata={"help": "One, or two with a comma between"})
-    label_column_name: str = field(default="label", metadata={"help": "Of the same table"})
+    label_column_name: str = field(
+        default="label",
+        metadata={
+            "help": "Of the same table; or several with commas between, of 0 and 1 or false and true, for multi-label"
+        },
+    )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "choices": [*PROBLEMS],
+            "help": "As Transformers has it. None: lists or several columns are multi-label, and a column of numbers, "
+            "some of which have fractions, is regression; anything else is single-label, integers too",
+        },
+    )
     data_dir: str | None = field(
         default=None, metadata={"help": "DIR that holds DIR/<task>/<split>.jsonl; None: nyu-mll/glue of the Hub"}
     )
@@ -75,7 +92,7 @@ def glue_rows(args: DataArguments) -> tuple[Task, dict[str, list[Row]]]:
     return task, data
 
 
-OWN = ("train_file", "validation_file", "test_file", "dataset_name", "text_column_names")
+OWN = ("train_file", "validation_file", "test_file", "dataset_name", "text_column_names", "problem_type")
 
 
 def own_splits(args: DataArguments, seed: int) -> tuple[Task, dict[str, list[Row]]]:
@@ -86,35 +103,64 @@ def own_splits(args: DataArguments, seed: int) -> tuple[Task, dict[str, list[Row
     table = read_table(source, None if args.train_file else "train")
     if args.text_column_names is None:
         raise ValueError(f"--text_column_names is missing: it must name columns of {source}, of {', '.join(table[0])}.")
-    columns = [name.strip() for name in args.text_column_names.split(",")]
-    check_columns(source, table, [*columns, args.label_column_name])
-    labels = {str(row[args.label_column_name]).strip() for row in table}
-    if len(labels) < 2 or "" in labels:
-        raise ValueError(
-            f"{source}: {args.label_column_name!r} must hold two labels or more and no blank, got {sorted(labels)}."
-        )
-    names = sorted(labels, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
-    task = own_task(source, columns, args.label_column_name, names)
-    data = {"train": own_rows(source, task, None if args.train_file else "train")}
-    if args.validation_file is not None:
-        data["validation"] = own_rows(args.validation_file, task)
-    else:
+    texts, wanted = args.text_column_names.split(","), args.label_column_name.split(",")
+    texts, columns = ([name.strip() for name in names] for names in (texts, wanted))
+    if args.label_column_name in table[0]:  # with a comma in its name
+        columns = [args.label_column_name]
+    if len(texts) > 2:
+        raise ValueError(f"--text_column_names must name one column or, for pairs, two, got {args.text_column_names}.")
+    if len({*texts, *columns}) < len(texts) + len(columns):
+        given = f"{args.text_column_names} and {args.label_column_name}"
+        raise ValueError(f"--text_column_names and --label_column_name must name each column once, got {given}.")
+    table = gathered(source, table, texts, columns)
+    kind = args.problem_type or problem_of(table, columns)
+    if len(columns) > 1 and kind != MULTI:
+        raise ValueError(f"--label_column_name must name one column for --problem_type {kind}, got {len(columns)}.")
+    name = ",".join(columns)
+    labels = columns if len(columns) > 1 else PROBLEMS[kind].names(source, table, name)
+    task = Task(Path(source).stem, tuple(texts), tuple(labels), name, kind)
+    data = {"train": rows_of(source, table, task)}
+    if args.validation_file is None:
         data["train"], data["validation"] = held_out(data["train"], task, seed)
-    if args.test_file is not None:
-        data["test"] = own_rows(args.test_file, task)
+    for split, file in (("validation", args.validation_file), ("test", args.test_file)):
+        if file is not None:
+            data[split] = rows_of(file, gathered(file, read_table(file), texts, columns), task)
     return task, data
 
 
+def gathered(source: str, table: list[Cells], texts: list[str], columns: list[str]) -> list[Cells]:
+    """The table; where several columns say which labels a row has, with a column of lists of these."""
+    check_columns(source, table, [*texts, *columns])
+    if len(columns) == 1:
+        return table
+    rows = [(f"{source}, row {i}", row) for i, row in enumerate(table, start=1)]
+    return [row | {",".join(columns): [name for name in columns if flag(place, row, name)]} for place, row in rows]
+
+
+def rows_of(source: str, table: list[Cells], task: Task) -> list[Row]:
+    label, rows = (
+        PROBLEMS[task.problem_type].label,
+        [(f"{source}, row {i}", row) for i, row in enumerate(table, start=1)],
+    )
+    return [Row(texts_of(place, row, task.fields), label(place, row, task)) for place, row in rows]
+
+
 def held_out(rows: list[Row], task: Task, seed: int) -> tuple[list[Row], list[Row]]:
-    """Nine tenths and a tenth of the rows, with the same shares of every label."""
+    """Nine tenths and a tenth of the rows, of a single label with the same shares of every one."""
+    tenth, few = round(len(rows) / 10), "too few to keep some for validation."
+    if task.problem_type != SINGLE:
+        if len(rows) < 2:
+            raise ValueError(f"--validation_file is missing, and there are {len(rows)} rows: {few}")
+        train, validation = train_test_split(rows, test_size=max(1, tenth), random_state=seed)
+        return train, validation
     gold = [row.label for row in rows]
-    size = max(len(task.labels), round(len(rows) / 10))
     try:
+        size = max(len(task.labels), tenth)
         train, validation = train_test_split(rows, test_size=size, random_state=seed, stratify=gold)
     except ValueError:  # a label has a single row, or there are fewer rows than labels
         rare = min(range(len(task.labels)), key=gold.count)
         raise ValueError(
             f"--validation_file is missing, and label {task.labels[rare]!r} has {gold.count(rare)} of {len(rows)} "
-            "rows: too few to keep some for validation."
+            f"rows: {few}"
         ) from None
     return train, validation

@@ -245,8 +245,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
+    args = (parser := make_parser()).parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # of loading and saving; those of training and evaluation stay
     try:

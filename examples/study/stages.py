@@ -20,7 +20,7 @@ import finetune
 import numpy
 import torch
 import transformers
-from robust_losses import r3f_losses
+from robust_losses import DEFENCES
 from sklearn.metrics import f1_score
 
 from imbert_hf import IMBertConfig
@@ -200,7 +200,8 @@ def query(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str,
 def cost(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, Any]:
     """Times of inference and of a training step to plain BERT's with the same weights, in turns."""
     batch = make_batch(classifier.model, classifier.tokenizer, None, BATCH, LENGTH)
-    losses = r3f_losses if run.arguments.get("r3f") else plain_losses
+    defence = run.arguments.get("defence")
+    losses = DEFENCES[defence].losses if defence else plain_losses
     one = Floor(1.0, 1.0)  # not looked at
     rows = {
         "own": Variant("own", "own", classifier.model, one, losses=losses),

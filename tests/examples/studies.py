@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MODELS = {
     "BERT": {"connection": "bert"},
     "IM-BERT": {"im_iterations": 2},
-    "R3F": {"connection": "bert", "r3f": True},
+    "R3F": {"connection": "bert", "defence": "r3f"},
     "one at inference": {"of": "IM-BERT", "im_eval_iterations": 1},
     "switched": {"of": "BERT", "im_iterations": 1},
     "distilled": {"teacher": "IM-BERT", "num_train_epochs": 2},

@@ -13,9 +13,18 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
-from classifiers import WORDS, bert, classifier, imbert, save
-from transformers import BertForSequenceClassification
+from classifiers import WORDS, bert, classifier, imbert, labelled, save
+from families import config_of, pair_of
+from finetuning import write_rows
+from tiny import refused
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
+from imbert_hf import IMElectraForSequenceClassification
 from imbert_hf.evaluation.data.classifier import load_classifier
 from imbert_hf.evaluation.data.tasks import find_task
 
@@ -47,23 +56,25 @@ def test_at_a_high_temperature_it_is_the_squared_distance_of_centred_logits(dist
     torch.testing.assert_close(distill.distillation_loss(z, v, 1e4), expected, rtol=1e-3, atol=0)
 
 
-def test_the_student_starts_as_the_teacher_read_as_bert(distill, tmp_path):
-    teacher = imbert(im_layers=[])
-    distill.save_as_bert(classifier(teacher), str(tmp_path))
-    student = BertForSequenceClassification.from_pretrained(tmp_path).eval()
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
+@pytest.mark.parametrize("kind", [0, 1])  # plain, implicit
+def test_the_student_starts_as_the_teacher_with_its_labels_in_the_datas_order(distill, family, kind, tmp_path):
+    """Exactly, where the teacher's connection does nothing; and no later step of the student changes the teacher."""
+    model = pair_of(f"{family}ForSequenceClassification", im_layers=[], **labelled(("positive", "negative")))[kind]
+    teacher = replace(classifier(model), order=(1, 0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    distill.student_of(teacher).save_pretrained(tmp_path)
+    student = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert type(student) is type(pair_of(f"{family}ForSequenceClassification")[0])
+    assert student.config.id2label == {0: "negative", 1: "positive"}
     assert not [name for name in student.config.to_dict() if name.startswith("im_")]
     ids = torch.tensor([[2, 7, 8, 3]])
-    torch.testing.assert_close(student(ids).logits, teacher(ids).logits)
-
-
-def test_labels_in_another_order_are_put_into_glues(distill, tmp_path):
-    teacher = replace(classifier(imbert(("positive", "negative"), im_layers=[])), order=(1, 0))
-    distill.save_as_bert(teacher, str(tmp_path))
-    student = BertForSequenceClassification.from_pretrained(tmp_path).eval()
-    assert student.config.id2label == {0: "negative", 1: "positive"}
-    ids = torch.tensor([[2, 7, 8, 3]])
     torch.testing.assert_close(student(ids).logits, teacher.logits({"input_ids": ids}))
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in distill.student_of(teacher).parameters():
+            parameter.zero_()
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +87,8 @@ def data(tmp_path_factory):
         for split, part in (("train", rows[:48]), ("validation", rows[48:])):
             lines = [json.dumps(row | {"label": row["label"] ^ flip}) + "\n" for row in part]
             (folder / name / "sst2" / f"{split}.jsonl").write_text("".join(lines))
+            write_rows(folder / name / "rte" / f"{split}.jsonl", "rte", 4)
+            write_rows(folder / name / "mnli" / f"{split.replace('ion', 'ion_matched')}.jsonl", "mnli", 4)
     return folder
 
 
@@ -99,8 +112,7 @@ def test_a_student_comes_nearer_to_its_teacher_whatever_the_labels_say(distill, 
     assert results["temperature"] == 1.5
 
     loaded = load_classifier(teacher, find_task("sst2"))
-    distill.save_as_bert(loaded, str(tmp_path / "start"))
-    start = BertForSequenceClassification.from_pretrained(tmp_path / "start").eval()
+    start = distill.student_of(loaded).eval()
     lines = (data / "right" / "sst2" / "train.jsonl").read_text().splitlines()
     batch = loaded.collate(loaded.encode([(json.loads(line)["sentence"],) for line in lines]))
     with torch.no_grad():
@@ -116,7 +128,8 @@ def test_a_student_comes_nearer_to_its_teacher_whatever_the_labels_say(distill, 
         (["--temperature", "nan"], "--temperature must be a finite number > 0, got nan."),
         (["--connection", "im-bert"], "--connection must be left out"),
         (["--model-name-or-path=x"], "--model_name_or_path must be left out"),
-        (["--r3f"], "--r3f must be left out"),
+        (["--defence", "r3f"], "--defence must be left out"),
+        (["--label_smoothing_factor=0.1"], "--label_smoothing_factor must be left out"),
         (["--task", "cola"], "argument --task: invalid choice: 'cola'"),
         (["--teacher", "no/where"], "no/where cannot be loaded as a sequence classifier"),
         (["--task", "mnli"], "has 2 labels"),
@@ -128,8 +141,45 @@ def test_a_student_comes_nearer_to_its_teacher_whatever_the_labels_say(distill, 
 )
 def test_wrong_arguments_are_one_sentence(distill, data, tmp_path, words, sentence):
     teacher = save(tmp_path / "teacher", bert())
-    with pytest.raises(SystemExit) as stop:
-        run(distill, teacher, data / "right", tmp_path / "out", *words)
-    assert sentence in str(stop.value)
-    assert "\n" not in str(stop.value)
+    said = refused(run, distill, teacher, data / "right", tmp_path / "out", *words)
+    assert said.startswith("distill.py: error: ")
+    assert sentence in said
+    assert not (tmp_path / "out").exists()
+
+
+OWN = ["--text_column_names", "body", "--num_train_epochs", "1", "--use_cpu", "True", "--report_to", "none"]
+OWN += ["--max_seq_length", "16", "--disable_tqdm", "True"]
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+def test_a_table_of_ones_own_and_an_electra(distill, tmp_path):
+    labels = ("sales", "billing", "other")
+    teacher = IMElectraForSequenceClassification(config_of("IMElectraForSequenceClassification", **labelled(labels)))
+    path = save(tmp_path / "teacher", teacher)
+    rows = [f"{WORDS[i]} {WORDS[2 * i]},{sorted(labels)[i % 3]}" for i in range(30)]
+    (tmp_path / "own.csv").write_text("\n".join(["body,label", *rows]))
+    words = ["--teacher", path, "--train_file", str(tmp_path / "own.csv"), "--output_dir", str(tmp_path / "out"), *OWN]
+    distill.main(words)
+    student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert type(student).__name__ == "ElectraForSequenceClassification"
+    assert list(student.config.id2label.values()) == sorted(labels)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["teacher"], results["labels"]) == (path, sorted(labels))
+    assert results["arguments"]["model"]["model_name_or_path"] == path
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "sentence"),
+    [
+        ("Bert", ["w1,0.5", "w2,0.25"], "distill.py takes single_label_classification alone, and own is regression"),
+        ("DistilBert", ["w1,a", "w2,b"], "must be of bert, roberta, electra, got a checkpoint of 'distilbert'"),
+    ],
+)
+def test_what_is_not_distilled(distill, kind, rows, sentence, tmp_path):
+    shape = {"vocab_size": 99, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, **labelled(("a", "b"))}
+    other = DistilBertForSequenceClassification(DistilBertConfig(**shape))
+    path = save(tmp_path / "teacher", other if kind == "DistilBert" else bert())
+    (tmp_path / "own.csv").write_text("\n".join(["body,label", *rows * 4]))
+    words = ["--teacher", path, "--train_file", str(tmp_path / "own.csv"), "--output_dir", str(tmp_path / "out"), *OWN]
+    assert sentence in refused(distill.main, words)
     assert not (tmp_path / "out").exists()

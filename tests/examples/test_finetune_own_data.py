@@ -7,6 +7,7 @@ import shutil
 import finetune
 import pytest
 import torch
+from finetune_data import DataArguments, load_data
 from finetuning import WORDS, refusal, results_of
 from transformers import AutoConfig, AutoModelForSequenceClassification, ElectraConfig, ElectraForPreTraining
 
@@ -76,11 +77,11 @@ def test_an_electra_and_its_files(words, bert, tmp_path):
 def test_labels_that_are_integers_keep_their_order(words, tmp_path):
     lines = [f"{WORDS[i % 14]},{i % 11}" for i in range(44)]
     (tmp_path / "numbers.csv").write_text("\n".join(["text,label", *lines]) + "\n")
-    args = finetune.DataArguments(train_file=str(tmp_path / "numbers.csv"), text_column_names="text")
-    task, data = finetune.load_data(args, 0)
+    args = DataArguments(train_file=str(tmp_path / "numbers.csv"), text_column_names="text")
+    task, data = load_data(args, 0)
     assert task.labels == tuple(map(str, range(11)))
     assert sorted(data["validation"]["label"]) == list(range(11))
-    assert finetune.load_data(args, 0)[1]["train"]["text0"] == data["train"]["text0"]
+    assert load_data(args, 0)[1]["train"]["text0"] == data["train"]["text0"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,10 @@ def test_labels_that_are_integers_keep_their_order(words, tmp_path):
         (["--dataset_name", "me/tickets"], "must say what to train on, one of them"),
         (["--text_column_names", "text"], "tickets.csv has no column 'text'; the columns there: 'id', 'body', 'queue'"),
         (["--label_column_name", "label"], "tickets.csv has no column 'label'"),
-        (["--text_column_names", "id,body,queue"], "must be given once or, for pairs, twice"),
+        (
+            ["--text_column_names", "id,body,more"],
+            "--text_column_names must name one column or, for pairs, two, got id,body,more",
+        ),
         (["--label_column_name", "id"], "--validation_file is missing, and label '0' has 1 of 30 rows"),
         (["--validation_file", "nowhere.csv"], "nowhere.csv cannot be read"),
     ],
@@ -107,4 +111,4 @@ def test_a_missing_column_name_is_asked_for(words, tmp_path):
     assert "--text_column_names is missing: it must name columns of" in refusal(given)
     one = tmp_path / "one.csv"
     one.write_text("body,queue\na,sales\nb,sales\n")
-    assert "'queue' must hold two labels or more and no blank, got ['sales']" in refusal(words("--train_file", one))
+    assert "'queue' must hold two labels or more, got ['sales']" in refusal(words("--train_file", one))

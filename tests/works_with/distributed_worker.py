@@ -10,10 +10,12 @@ import json
 import sys
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from robust_losses import DEFENCES, Defence, freelb_losses
 from tiny import GRADIENTS, SOLVERS, imbert_config, lively
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -32,6 +34,7 @@ WAYS = (
     "fsdp2 with dropout",
 )
 ROWS, STEPS = 4, 2
+FREELB = Defence(partial(freelb_losses, start=0.0), DEFENCES["freelb"].count)  # no process draws a start of its own
 
 
 def batches():
@@ -107,6 +110,7 @@ def train_every_way(path):
 def run_example(path):
     from finetune import main
 
+    DEFENCES["freelb"] = FREELB
     for arguments in json.loads(Path(path).read_text()):
         main(arguments)
 

@@ -30,6 +30,7 @@ pytest.importorskip("sklearn")
 psutil = pytest.importorskip("psutil")
 
 from finetuning import SCRIPT, glue, results_of  # noqa: E402
+from robust_losses import DEFENCES  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,7 +111,7 @@ EXAMPLES = {
         f"{solver} {gradient}": ["--im_solver", solver, "--im_gradient", gradient]
         for solver, gradient in itertools.product(worker.SOLVERS, ("implicit", "one_step"))
     },
-    "R3F": ["--connection", "bert", "--r3f"],
+    **{name: ["--connection", "bert", "--defence", name] for name in DEFENCES},
 }
 
 
@@ -131,7 +132,7 @@ def commands(example):
 def together(tmp_path_factory, commands):
     """What two processes came to: (way, gradient, solver) -> losses, weights, gradients, or a sentence.
 
-    They then run the example with every solver and R3F, since to start them takes longer.
+    They then run the example with every solver and defence, since to start them takes longer.
     """
     folder = tmp_path_factory.mktemp("together")
     (folder / "commands.json").write_text(json.dumps(commands["in two"]))
@@ -204,8 +205,9 @@ def assert_same_run(first, second):
         )
 
 
-def test_the_example_with_every_solver_and_r3f(example, commands, together):
+def test_the_example_with_every_solver_and_defence(example, commands, together, monkeypatch):
     folder, _ = example
+    monkeypatch.setitem(DEFENCES, "freelb", worker.FREELB)
     for words in commands["alone"]:
         glue.main(words)
     for name in EXAMPLES:

@@ -84,10 +84,13 @@ def _rows(path: Path, split: str | None) -> list[dict[str, Any]]:
 
 
 def _named(rows: Any) -> list[dict[str, Any]]:
-    """With the names of a column of class labels in place of its integers, which are not a model's."""
-    names = {column: kind.int2str for column, kind in rows.features.items() if hasattr(kind, "int2str")}
+    """With the names of a column of class labels, or of lists of these, in place of integers, no model's."""
+    kinds = {column: getattr(kind, "feature", kind) for column, kind in rows.features.items()}
+    names = {column: kind.int2str for column, kind in kinds.items() if hasattr(kind, "int2str")}
 
     def named(column: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(column, one) for one in value]
         return names[column](value) if column in names and value is not None and value >= 0 else value
 
     return [{column: named(column, value) for column, value in row.items()} for row in rows.to_list()]
@@ -163,7 +166,7 @@ def own_texts(data: str, text_columns: Sequence[str], split: str | None = None) 
     """The texts of a table that need no label."""
     rows = read_table(data, split)
     check_columns(data, rows, text_columns)
-    return [_texts(f"{data}, row {i}", row, text_columns) for i, row in enumerate(rows, start=1)]
+    return [texts_of(f"{data}, row {i}", row, text_columns) for i, row in enumerate(rows, start=1)]
 
 
 def check_columns(data: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
@@ -172,10 +175,10 @@ def check_columns(data: str, rows: Sequence[dict[str, Any]], columns: Sequence[s
 
 
 def _own_row(place: str, row: dict[str, Any], task: Task) -> Row:
-    return Row(_texts(place, row, task.fields), label_index(place, row[task.label_column], task))
+    return Row(texts_of(place, row, task.fields), label_index(place, row[task.label_column], task))
 
 
-def _texts(place: str, row: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+def texts_of(place: str, row: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     texts = tuple("" if row[name] is None else row[name] for name in columns)
     for name, text in zip(columns, texts, strict=True):
         if not isinstance(text, str):

@@ -19,6 +19,7 @@ class Task:
     fields: tuple[str, ...]
     labels: tuple[str, ...]
     label_column: str = "label"
+    problem_type: str = "single_label_classification"  # as Transformers has them
 
     @property
     def own(self) -> bool:
