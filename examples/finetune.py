@@ -114,10 +114,14 @@ def compute_metrics(prediction: EvalPrediction, task: Task) -> dict[str, Any]:
     return PROBLEMS[task.problem_type].metrics(logits, labels, task)
 
 
-def settle(args: TrainingArguments, task: Task) -> None:
-    """What of TrainingArguments follows from the problem type: how the best checkpoint is chosen."""
-    args.metric_for_best_model = args.metric_for_best_model or PROBLEMS[task.problem_type].best
-    if args.metric_for_best_model.removeprefix("eval_") in LOWER_IS_BETTER:
+def settle(args: TrainingArguments, task: Task, label: Any) -> None:
+    """What of TrainingArguments follows from the problem type: how the best checkpoint is chosen. `label`: of a row."""
+    problem = PROBLEMS[task.problem_type]
+    known = {"loss", *problem.metrics(numpy.zeros((1, len(task.labels))), numpy.array([label]), task)}
+    args.metric_for_best_model = args.metric_for_best_model or problem.best
+    if (name := args.metric_for_best_model.removeprefix("eval_")) not in known:
+        raise ValueError(f"--metric_for_best_model must be of {', '.join(sorted(known))}, got {name!r}.")
+    if name in LOWER_IS_BETTER:
         args.greater_is_better = False
     if args.label_smoothing_factor and task.problem_type != SINGLE:
         raise ValueError(f"--label_smoothing_factor is of {SINGLE}, and {task.name} is {task.problem_type}.")
@@ -195,7 +199,7 @@ def main(
         folder = Path(args.output_dir)
         resume = check_folder(folder, data_args.overwrite_output_dir, args.resume_from_checkpoint)
         task, data = load_data(data_args, args.seed if args.data_seed is None else args.data_seed)
-        settle(args, task)
+        settle(args, task, data["train"][0]["label"])
         set_seed(args.seed)  # the Trainer's own comes after the classifier is drawn
         name, connection = model_args.model_name_or_path, model_args.connection
         model, tokenizer = (load or load_model)(name, connection, im, task, data_args.max_seq_length)

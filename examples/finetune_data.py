@@ -150,7 +150,7 @@ def held_out(rows: list[Row], task: Task, seed: int) -> tuple[list[Row], list[Ro
     tenth, few = round(len(rows) / 10), "too few to keep some for validation."
     if task.problem_type != SINGLE:
         if len(rows) < 2:
-            raise ValueError(f"--validation_file is missing, and there are {len(rows)} rows: {few}")
+            raise ValueError(f"--validation_file is missing, and there is one row: {few}")
         train, validation = train_test_split(rows, test_size=max(1, tenth), random_state=seed)
         return train, validation
     gold = [row.label for row in rows]

@@ -186,6 +186,10 @@ def test_a_faulty_list_is_one_sentence(value, words, tmp_path):
         (["--label_column_name", "9,audio", "--problem_type", REGRESSION], "must name one column for --problem_type"),
         (["--label_column_name", "audio,price", "--label_smoothing_factor", "0.1"], "--label_smoothing_factor is of"),
         (["--label_column_name", "empty"], "row 1: 'empty' must hold a label, got ''."),
+        (
+            ["--label_column_name", "9", "--metric_for_best_model", "f1"],
+            "--metric_for_best_model must be of accuracy, loss, macro_f1, got 'f1'.",
+        ),
         (["--early_stopping_patience", "0"], "--early_stopping_patience must be an integer >= 1, got 0."),
         (
             ["--early_stopping_patience", "2", "--eval_strategy", "epoch"],

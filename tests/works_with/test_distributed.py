@@ -111,7 +111,7 @@ EXAMPLES = {
         f"{solver} {gradient}": ["--im_solver", solver, "--im_gradient", gradient]
         for solver, gradient in itertools.product(worker.SOLVERS, ("implicit", "one_step"))
     },
-    **{name: ["--connection", "bert", "--defence", name] for name in DEFENCES},
+    **{name: ["--connection", "bert", "--defence", name, "--gradient_accumulation_steps", "2"] for name in DEFENCES},
 }
 
 
