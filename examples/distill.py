@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import finetune
 import torch
+from accelerate import PartialState
 from finetune_data import TASKS
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
@@ -120,3 +121,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()  # as finetune.py

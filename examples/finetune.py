@@ -362,3 +362,5 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
 
 if __name__ == "__main__":
     main()
+    # Left to the end of the interpreter, gloo's threads can abort a process whose work is done.
+    accelerate.PartialState().destroy_process_group()
