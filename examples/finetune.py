@@ -62,7 +62,8 @@ from transformers.trainer_utils import get_last_checkpoint
 import imbert_hf
 from imbert_hf import IMBertConfig, IMElectraConfig, IMRobertaConfig, ThetaScheduleCallback
 from imbert_hf.configuration_imbert import ImplicitConfig
-from imbert_hf.evaluation.data.loading import longest_input
+from imbert_hf.evaluation.data.arguments import digest
+from imbert_hf.evaluation.data.loading import fingerprint, longest_input
 from imbert_hf.evaluation.data.tasks import Task
 
 
@@ -334,6 +335,8 @@ def main(argv: list[str] | None = None, trainer_class: Any = None, about: dict[s
     results = {
         "task": task.name,
         "labels": list(task.labels),
+        "fingerprint": fingerprint(str(folder)),  # of what was saved, by which a card knows its own results
+        "data": {split: digest(rows.to_dict()) for split, rows in data.items()},
         "connection": connection,
         "metrics": {s: {n.removeprefix("eval_"): v for n, v in score.items()} for s, score in scores.items()},
         "rows": {split: len(rows) for split, rows in data.items()},

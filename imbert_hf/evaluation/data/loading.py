@@ -11,7 +11,17 @@ import imbert_hf  # noqa: F401 - registers IM-BERT with the Auto classes
 
 
 # What predictions depend on, among the files of a folder.
-_TELLING = ("*.safetensors", "pytorch_model*.bin", "config.json", "*.py", "token*", "vocab*", "merges.txt", "*.model")
+_TELLING = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "config.json",
+    "adapter_config.json",
+    "*.py",
+    "token*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
 
 
 def load_pretrained(
