@@ -51,10 +51,11 @@ def load_pretrained(
         )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         model, loading = loaded
+        missing = sorted(set(loading["missing_keys"]) - load_magnitudes(model, path))
         model = model.to(device).eval()
     except Exception as error:  # broken files, other shapes, unknown devices: each library raises its own
         raise ValueError(f"{path} cannot be loaded as a {what}: {first_line(error)}") from None
-    if missing := sorted(loading["missing_keys"]):
+    if missing:
         raise ValueError(f"{path} is no trained {what}: its checkpoint lacks {missing[0]}.")
     # Without a vocabulary file, transformers 5 makes one of special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -67,6 +68,22 @@ def load_pretrained(
     if tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {path} has no token to pad with.")
     return model, tokenizer
+
+
+def load_magnitudes(model: Any, path: str) -> set[str]:
+    """Loads the magnitudes of a DoRA adapter and returns their names.
+
+    transformers (seen with 5.23) looks for them under another name than PEFT saves, and takes those of the base model.
+    """
+    names = {name for name, _ in model.named_parameters() if "lora_magnitude_vector" in name}
+    if names:
+        from peft import load_peft_weights
+
+        saved = load_peft_weights(path, device="cpu")
+        with torch.no_grad():
+            for name in names:
+                model.get_parameter(name).copy_(saved[f"base_model.model.{name.removesuffix('.default.weight')}"])
+    return names
 
 
 def check_path(path: str, what: str) -> None:
