@@ -1,15 +1,18 @@
 """Checkpoints with their tokenizers, and what tells two of them apart."""
 
 import hashlib
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import MODEL_MAPPING, AutoTokenizer, PretrainedConfig
 
-import imbert_hf  # noqa: F401 - registers IM-BERT with the Auto classes
+from imbert_hf import IMBertConfig, IMElectraConfig, IMRobertaConfig
 
 
+# model_type of a family -> the config of its implicit models
+FAMILIES: dict[str, Any] = {c.plain_model_type(): c for c in (IMBertConfig, IMRobertaConfig, IMElectraConfig)}
 # What predictions depend on, among the files of a folder.
 _TELLING = (
     "*.safetensors",
@@ -68,6 +71,32 @@ def load_pretrained(
     if tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {path} has no token to pad with.")
     return model, tokenizer
+
+
+def load_encoder(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+    """The encoder of a checkpoint of BERT, RoBERTa or ELECTRA, plain or implicit, and its tokenizer.
+
+    The encoder is its family's implicit model, in eval mode; a plain checkpoint has no implicit layer.
+
+    Raises:
+        ValueError: it cannot be loaded, is of another family, lacks weights or a tokenizer.
+    """
+    what = "checkpoint of BERT, RoBERTa or ELECTRA"
+    check_path(path, what)
+    try:
+        found = PretrainedConfig.get_config_dict(path)[0].get("model_type", "")
+        family = FAMILIES.get(found.removeprefix("im"))
+        config = family and family.from_pretrained(path, **({} if found.startswith("im") else {"im_layers": []}))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be loaded as a {what}: {first_line(error)}") from None
+    if config is None:
+        known = ", ".join(name for plain in FAMILIES for name in (plain, f"im{plain}"))
+        raise ValueError(f"{path} holds a checkpoint of model_type {found!r}; it must be one of {known}.")
+    model_class: Any = MODEL_MAPPING[type(config)]
+    # A pooler is no part of the encoder, and not every checkpoint has one.
+    plain = inspect.signature(model_class.__bases__[-1].__init__).parameters
+    options: dict[str, Any] = {"add_pooling_layer": False} if "add_pooling_layer" in plain else {}
+    return load_pretrained(model_class, path, what, dtype=dtype, device=device, config=config, **options)
 
 
 def load_magnitudes(model: Any, path: str) -> set[str]:
