@@ -23,6 +23,7 @@ from typing import Any
 
 import finetune
 import torch
+from accelerate import PartialState
 from finetune_problems import SINGLE
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
@@ -128,3 +129,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     run("distill.py", main)
+    PartialState().destroy_process_group()  # as finetune.py

@@ -67,7 +67,8 @@ from transformers import (
 
 import imbert_hf
 from imbert_hf import IMBertConfig, IMElectraConfig, IMRobertaConfig, ThetaScheduleCallback, command_line
-from imbert_hf.evaluation.data.loading import longest_input
+from imbert_hf.evaluation.data.arguments import digest
+from imbert_hf.evaluation.data.loading import fingerprint, longest_input
 from imbert_hf.evaluation.data.tasks import Task
 
 
@@ -255,6 +256,8 @@ def main(
         "task": task.name,
         "problem_type": task.problem_type,
         "labels": list(task.labels),  # what the model's outputs are called
+        "fingerprint": fingerprint(str(folder)),  # of what was saved, by which a card knows its own results
+        "data": {split: digest(rows.to_dict()) for split, rows in data.items()},
         "connection": connection,
         "metrics": {s: {n.removeprefix("eval_"): v for n, v in score.items()} for s, score in scores.items()},
         "rows": {split: len(rows) for split, rows in data.items()},
@@ -283,3 +286,5 @@ def main(
 
 if __name__ == "__main__":
     command_line.run("finetune.py", main)
+    # Left to the end of the interpreter, gloo's threads can abort a process whose work is done.
+    accelerate.PartialState().destroy_process_group()

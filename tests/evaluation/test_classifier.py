@@ -8,6 +8,8 @@ import torch
 from classifiers import WORDS, bert, classifier, imbert, save, tokenizer
 from tiny import TINY, bert_config, imbert_config
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
@@ -193,6 +195,28 @@ def test_positions_of_roberta_begin_behind_its_padding():
         model(torch.full((1, 65), 7))
     config.max_position_embeddings = -1  # XLNet says so where there is no limit
     assert longest_input(SimpleNamespace(config=config, named_modules=list), words) == 512
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # within PEFT
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", [bert, imbert])
+def test_adapters_answer_as_they_were_trained(kind, dora, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = save(tmp_path / "base", kind())
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], use_dora=dora)
+    trained = peft.get_peft_model(AutoModelForSequenceClassification.from_pretrained(base), config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    folder = str(tmp_path / "adapter")
+    trained.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    classifier = load_classifier(folder, TASKS["sst2"])
+    batch = classifier.collate(classifier.encode([("a fine film",)]))
+    with torch.no_grad():
+        torch.testing.assert_close(classifier.logits(batch), trained(**batch).logits, rtol=0, atol=0)
 
 
 def test_fingerprints_are_of_contents(tmp_path):

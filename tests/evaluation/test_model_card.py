@@ -6,7 +6,7 @@ import re
 import pytest
 from families import config_of
 from huggingface_hub import ModelCard
-from measurements import CONTENTS, LABELS, advglue, rendered, run, save, stability, training, write
+from measurements import CONTENTS, LABELS, advglue, check, rendered, run, save, stability, training, write
 from tiny import bert_config, imbert_config
 from transformers import BertForSequenceClassification
 
@@ -15,9 +15,11 @@ from imbert_hf import IMBertForSequenceClassification
 
 
 SECTIONS = {
+    "check": ["## Does it hold up?"],
     "advglue": ["## AdvGLUE"],
     "attack": ["## Attack on the embeddings", "## Attacks by queries", "## Noise"],
     "stability": ["## Stability"],
+    "cost": ["## Cost"],
     "training": ["## Cost", "## Training"],
 }
 
@@ -79,7 +81,8 @@ def test_every_number_stands_in_a_json_file(folder):
 def test_other_models_appear_in_comparisons_alone(folder):
     card = rendered(folder, *CONTENTS)
     (compared,) = [rows for rows in tables(card.text) if "a - b [95 %]" in rows[0]]
-    assert [(row["a"], row["b"], row["attack"], row[""]) for row in compared] == [
+    assert [(row["a"], row["b"], row["of"], row[""]) for row in compared] == [
+        ("plain", "this checkpoint", "worst", "not resolved"),
         ("plain", "this checkpoint", "AdvGLUE", "not resolved"),
         ("this checkpoint", "plain", "embedding 0.05", "resolved"),
     ]
@@ -114,13 +117,13 @@ def test_an_accuracy_without_clean_accuracy_is_left_out(folder):
 @pytest.mark.parametrize("kind", [None, *SECTIONS])
 def test_a_section_without_data_is_absent(folder, kind):
     text = rendered(folder, *([kind] if kind else [])).text
-    for other, titles in SECTIONS.items():
-        for title in titles:
-            assert (f"{title}\n" in text) == (other == kind), title
-    assert ("## Compared with other models" in text) == (kind in ("advglue", "attack"))
+    for title in {title for titles in SECTIONS.values() for title in titles}:
+        assert (f"{title}\n" in text) == (title in SECTIONS.get(kind, ())), title
+    assert ("## Compared with other models" in text) == (kind in ("check", "advglue", "attack"))
+    assert not re.search(r"^## .*\n+(## |\Z)", text, flags=re.M)
     assert "None\n" not in text
     assert "\n\n\n" not in text
-    assert ("Robustness has not been measured" in text) == (kind not in ("advglue", "attack"))
+    assert ("Robustness has not been measured" in text) == (kind not in ("check", "advglue", "attack"))
 
 
 @pytest.mark.parametrize(("family", "named"), [("Roberta", "RoBERTa"), ("Electra", "ELECTRA")])
@@ -128,7 +131,8 @@ def test_cards_of_the_other_families(family, named, tmp_path):
     name = f"IM{family}ForSequenceClassification"
     folder = save(tmp_path / "model", getattr(imbert_hf, name), config_of(name, im_solver="anderson", **LABELS))
     text = rendered(folder, *CONTENTS).text
-    head = f"A sequence classifier for sst2: {named} in which the layers F that `im_layers` names take an implicit step"
+    head = f"A sequence classifier for tickets, sst2: {named} in which the layers F that `im_layers` names take an "
+    head += "implicit step"
     assert head in " ".join(text.split())
     assert "anderson" in text
     assert "41.9" in text  # of AdvGLUE
@@ -160,7 +164,8 @@ def test_metadata(folder):
     bare = rendered(folder)
     assert "license" not in bare.data.to_dict()
     assert "base_model" not in bare.data.to_dict()
-    assert bare.text.count("not stated") == 2
+    assert "not stated" not in bare.text
+    assert "base checkpoint, google-bert/bert-base-uncased: not stated" in rendered(folder, "training").text
 
 
 def test_a_failed_check_is_a_warning_beside_the_curve(folder):
@@ -177,7 +182,7 @@ def test_solver_settings_are_the_checkpoints(folder, tmp_path):
     assert {row["field"]: row["value"] for row in rows}["`im_solver`"] == '`"anderson"`'
     plain = save(tmp_path / "plain", BertForSequenceClassification, bert_config(**LABELS))
     card = rendered(plain)
-    assert "## Solver settings\n\nNone: this is no IM-BERT." in card.text
+    assert "## Solver settings" not in card.text
     assert card.data.tags == ["robustness"]
     assert "trust_remote_code" not in card.text
 
@@ -201,6 +206,69 @@ def test_a_foreign_readme_is_kept(folder):
     assert readme.read_text().startswith("---\n")
     run(folder, "--card", folder.parent / "card.md")
     assert (folder.parent / "card.md").read_text() == readme.read_text()
+
+
+def old(folder):
+    """A training's results from before they told what it had saved."""
+    return {name: value for name, value in training(folder).items() if name != "fingerprint"}
+
+
+def test_an_old_training_says_so(folder):
+    report = run(folder, "--training", *write(folder, training=old(folder)))
+    assert "has no fingerprint of what the training saved: it is taken for" in report.text
+    assert "| no fingerprint of what the training saved |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_results_go_with_the_files_wherever_these_lie(folder, kind, tmp_path, monkeypatch):
+    paths = write(folder, **{kind: CONTENTS[kind](folder)})
+    before = rendered(folder, kind).text
+    moved = folder.rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    run("elsewhere", "--results", *paths)
+    text = ModelCard.load(moved / "README.md").text
+    assert text.replace("elsewhere", "my-model") == before
+
+
+def test_data_of_ones_own(folder):
+    words = ("--example", 'I was "charged" twice', "--example", "über")
+    own = {"task": "tickets", "metrics": {"test": {"accuracy": 0.8177, "micro_f1": 0.8213, "mse": 0.4242, "loss": 1.0}}}
+    content = training(folder) | own
+    content["arguments"]["data"] = {"dataset_name": "me/tickets", "text_column_names": "subject,body"}
+    run(folder, *words, "--results", *write(folder, check=check(folder), training=content))
+    card = ModelCard.load(folder / "README.md")
+    assert "A sequence classifier for tickets: BERT in which" in card.text
+    assert 'inputs = tokenizer("I was \\"charged\\" twice", "über", return_tensors="pt")' in card.text
+    assert "tickets.csv, 542 rows, macro F1 89.1 %, majority class 28.4 %:" in card.text
+    assert "Not measured: embedding: no gradient." in card.text
+    assert "| accuracy in percent, test | 81.8" in card.text
+    assert "| micro_f1 in percent, test | 82.1" in card.text
+    assert "| mse, test " in card.text
+    assert "It was measured on texts of tickets alone" in card.text
+    assert card.data.datasets == ["me/tickets"]
+    assert (card.data.language, card.data.eval_results) == (None, None)
+    run(folder, "--results", *write(folder, check=check(folder), training=content))
+    assert 'tokenizer("Your text here.", "Your text here.", ' in (folder / "README.md").read_text()
+
+
+def test_cost_of_the_checkpoints_own_solver(folder):
+    text = rendered(folder, "cost").text
+    assert "in one run (cpu, float32, 2 threads)" in text
+    (row,) = next(rows for rows in tables(text) if "implicit layers" in rows[0])
+    assert row["inference / BERT [quartiles]"] == "1.63 [1.61, 1.65]"
+    assert row["training step / BERT [quartiles]"] == "1.42 [1.61, 1.65]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [("regression", "print(logits.tolist())"), ("multi_label_classification", "print([model.config.id2label[i] for i")],
+)
+def test_use_by_problem_type(folder, kind, line):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": kind}))
+    text = rendered(folder).text
+    assert line in text
+    assert ("Labels: " in text) == (kind != "regression")
 
 
 def _changed(change):
@@ -237,10 +305,12 @@ def test_results_that_do_not_tell_their_weights_are_taken_with_a_warning(folder)
         (_changed(lambda found: found["comparisons"][0].pop("ci95")), "an entry lacks 'ci95'"),
         (lambda folder: {**stability(folder), "summary": {"spectrum": [{"layer": 0}]}}, "lacks 'spectral_radius'"),
         (
-            lambda folder: {**training(folder), "im_fields": {**training(folder)["im_fields"], "im_iterations": 7}},
+            lambda folder: {**old(folder), "im_fields": {**training(folder)["im_fields"], "im_iterations": 7}},
             "of a training with im_iterations 7, and .* has 3",
         ),
-        (lambda folder: {**training(folder), "im_fields": None}, "of a training with im_"),
+        (lambda folder: {**old(folder), "im_fields": None}, "of a training with im_"),
+        (lambda folder: {**old(folder), "labels": ["billing", "sales"]}, r"of a training with labels \['billing', "),
+        (lambda folder: {**training(folder), "fingerprint": "0123"}, "a training that saved other files than those"),
     ],
 )
 def test_wrong_json(folder, content, message):

@@ -11,6 +11,7 @@ from transformers import BertForSequenceClassification, BertModel, DistilBertCon
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, IMBertForSequenceClassification, IMBertModel, Unrolled
 from imbert_hf.evaluation.cli import Parser
+from imbert_hf.evaluation.data.loading import load_encoder
 from imbert_hf.evaluation.report import Journal
 from imbert_hf.evaluation.stability import command
 from imbert_hf.evaluation.stability import layers as module
@@ -337,16 +338,23 @@ def test_models_of_another_family(tmp_path, tokenizer, checkpoint):
     sizes = {"vocab_size": 99, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "max_position_embeddings": 32}
     other = DistilBertModel(DistilBertConfig(**sizes))
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"other cannot be loaded as a BERT or IM-BERT: .*'distilbert'"):
-        command.load_encoder(str(tmp_path / "other"))
-    with pytest.raises(ValueError, match="model must be an IM-BERT, or a BERT loaded as one, got 'distilbert'"):
+    with pytest.raises(
+        ValueError, match=r"other holds a checkpoint of model_type 'distilbert'; it must be one of bert, imbert, "
+    ):
+        load_encoder(str(tmp_path / "other"))
+    with pytest.raises(
+        ValueError, match="model must be an implicit one, or a plain one loaded as such, got DistilBertModel"
+    ):
         stability(other, tokenizer, TEXTS, **SMALL)
-    with pytest.raises(ValueError, match="nothing cannot be loaded as a BERT or IM-BERT"):
-        command.load_encoder(str(tmp_path / "nothing"))
+    with pytest.raises(
+        ValueError,
+        match="nothing cannot be loaded as a checkpoint of BERT, RoBERTa or ELECTRA: there is no such folder",
+    ):
+        load_encoder(str(tmp_path / "nothing"))
     for path in checkpoint.glob("*token*"):
         path.unlink()
     with pytest.raises(ValueError, match="holds no tokenizer"):
-        command.load_encoder(str(checkpoint))
+        load_encoder(str(checkpoint))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from transformers import (  # noqa: E402
 )
 
 from imbert_hf import IMBertConfig, IMBertForSequenceClassification  # noqa: E402
+from imbert_hf.evaluation.data.loading import fingerprint  # noqa: E402
 from imbert_hf.evaluation.data.tasks import TASKS as GLUE  # noqa: E402
 
 
@@ -43,6 +44,9 @@ def test_connection(connection, arguments, data, tmp_path):
     assert 0 < results["seconds_per_training_step"] * 3 < results["train_runtime"]
     assert results["seconds_per_eval_row"]["validation"] > 0
     assert results["seed"] == 3
+    assert results["fingerprint"] == fingerprint(str(out))
+    assert results["labels"] == ["negative", "positive"]
+    assert set(results["data"]) == {"train", "validation"}
     assert set(results["versions"]) >= {"python", "torch", "transformers", "datasets", "accelerate", "imbert_hf"}
     assert results["git"] is None or set(results["git"]) == {"commit", "dirty"}
     assert results["arguments"]["data"]["data_dir"] == str(data)

@@ -3,6 +3,7 @@
 The words stand in model_cards/template.md; what has no data has no section there.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,11 @@ from imbert_hf.evaluation.report import write_whole
 FAMILIES = {"imbert": "BERT", "imroberta": "RoBERTa", "imelectra": "ELECTRA"}
 MARK = "Rendered by imbert-eval card"
 GLUE = "nyu-mll/glue"
+ENTRIES = ("check", "advglue", "embedding", "query", "noise")
+EXAMPLES = {
+    1: ("A film that earns every one of its tears.",),
+    2: ("A man is playing a guitar.", "Someone makes music."),
+}
 
 
 def render(
@@ -31,6 +37,7 @@ def render(
     license: str | None = None,
     base_license: str | None = None,
     base_model: str | None = None,
+    example: Sequence[str] = (),
 ) -> ModelCard:
     """The card of a sequence classifier.
 
@@ -41,6 +48,7 @@ def render(
         license: of the checkpoint, as the Hub spells it ("apache-2.0").
         base_license: of the checkpoint that was fine-tuned.
         base_model: Hub id of that; None: as the training tells, where it was loaded from the Hub.
+        example: one text, or a pair, to show the model's use on; empty: one that fits the task of GLUE.
 
     Raises:
         ValueError: there is no config.json, or it is not of a sequence classifier.
@@ -48,21 +56,21 @@ def render(
     config = read_json(folder / "config.json")
     if not str((config.get("architectures") or [None])[0]).endswith("ForSequenceClassification"):
         raise ValueError(f"{folder} holds no sequence classifier: architectures is {config.get('architectures')}.")
-    training = results.training
+    training, of = results.training, {name: results.entries.get(name, []) for name in ENTRIES}
     if base_model is None and training is not None:
         base_model = _hub_id(training["arguments"].get("model", {}).get("model_name_or_path"))
-    of = {name: results.entries.get(name, []) for name in ("results", "embedding", "query", "noise")}
-    measured = {entry.get("task") for entries in [*of.values(), [training or {}]] for entry in entries}
-    known = [task for task in TASKS if task in measured]
+    entries = [entry for found in (*of.values(), [training or {}]) for entry in found]
+    tasks = list(dict.fromkeys(entry["task"] for entry in entries if entry.get("task")))
+    known = [task for task in TASKS if task in tasks]
     family = FAMILIES.get(config.get("model_type", ""))
     title = repo_id.rsplit("/", 1)[-1] if repo_id else folder.resolve().name
-    evaluations = _advglue_evaluations(of["results"]) + _glue_evaluations(training)
+    evaluations = _advglue_evaluations(of["advglue"]) + _glue_evaluations(training)
     data = ModelCardData(
         language="en" if known else None,
         license=license,
         library_name="transformers",
         base_model=base_model,
-        datasets=[GLUE] if training else None,
+        datasets=_datasets(training),
         tags=["imbert", "robustness"] if family else ["robustness"],
         pipeline_tag="text-classification",
         metrics=["accuracy"] if evaluations else None,
@@ -76,17 +84,21 @@ def render(
         title=title,
         repo=repo_id or title,
         base=base_model,
+        license=license,
         base_license=base_license,
-        labels=[config["id2label"][i] for i in sorted(config.get("id2label", {}), key=int)],
-        tasks=known,
-        pair=bool(known) and len(TASKS[known[0]].fields) == 2,
+        labels=tables.labels(config),
+        kind=config.get("problem_type"),
+        tasks=tasks,
+        known=known,
+        example=", ".join(json.dumps(text, ensure_ascii=False) for text in example or _example(known, results)),
         imbert=family is not None,
         family=family,
         implicit=family is not None and config["im_layers"] != [] and config["im_theta"] > 0,
         remote="auto_map" in config,
         solver=tables.solver(config),
-        advglue=tables.advglue(of["results"]),
-        constructions=tables.constructions(of["results"]),
+        checks=[tables.check(entry) for entry in of["check"]],
+        advglue=tables.advglue(of["advglue"]),
+        constructions=tables.constructions(of["advglue"]),
         comparisons=tables.comparisons(results.comparisons),
         embedding=[tables.embedding(entry) for entry in of["embedding"]],
         query=tables.query(of["query"]),
@@ -94,7 +106,9 @@ def render(
         growth=tables.layer_growth(results.stability),
         spectrum=tables.spectrum(results.stability),
         convergence=tables.convergence(results.stability),
-        cost=tables.cost(training),
+        cost=tables.cost(results.cost, config),
+        measured_on=tables.measured_on(results.cost),
+        seconds=tables.seconds(training),
         recipe=tables.recipe(training),
     )
 
@@ -120,6 +134,19 @@ def write(card: ModelCard, path: Path, *, overwrite: bool = False) -> None:
 def _hub_id(name: Any) -> str | None:
     told = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists()
     return name if told else None
+
+
+def _example(known: Sequence[str], results: Results) -> Sequence[str]:
+    """Texts of GLUE's kind, or a place for the user's own."""
+    return EXAMPLES[len(TASKS[known[0]].fields)] if known else ["Your text here."] * (len(results.columns) or 1)
+
+
+def _datasets(training: dict[str, Any] | None) -> list[str] | None:
+    """Ids of the Hub that the training names."""
+    if training is None:
+        return None
+    own = training["arguments"].get("data", {}).get("dataset_name")
+    return [GLUE] if training["task"] in TASKS else [own] if _hub_id(own) else None
 
 
 def _advglue_evaluations(entries: Sequence[dict[str, Any]]) -> list[EvalResult]:
@@ -150,7 +177,7 @@ def _advglue_evaluations(entries: Sequence[dict[str, Any]]) -> list[EvalResult]:
 
 
 def _glue_evaluations(training: dict[str, Any] | None) -> list[EvalResult]:
-    if training is None:
+    if training is None or training["task"] not in TASKS:
         return []
     return [
         EvalResult(

@@ -20,12 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="FILE.json",
-        help="what imbert-eval advglue, attack and stability wrote; only this checkpoint's entries are shown",
+        help="what check, advglue, attack, stability and cost wrote; only this checkpoint's entries are shown",
     )
     parser.add_argument("--training", type=Path, metavar="FILE.json", help="results.json of examples/finetune.py")
     parser.add_argument("--license", help='of the checkpoint, as the Hub spells it: "apache-2.0", "mit", ...')
     parser.add_argument("--base-license", help="of the checkpoint that was fine-tuned")
     parser.add_argument("--base-model", metavar="ID", help="of the Hub (default: as --training tells)")
+    parser.add_argument(
+        "--example", action="append", default=[], metavar="TEXT", help="to show the model's use on; twice for a pair"
+    )
     parser.add_argument("--repo-id", metavar="NAME/REPO", help="where the checkpoint is, or will be, on the Hub")
     parser.add_argument("--card", type=Path, metavar="FILE.md", help="default: DIR/README.md")
     parser.add_argument("--overwrite", action="store_true", help="replace a README.md that this command did not write")
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
             license=args.license,
             base_license=args.base_license,
             base_model=args.base_model,
+            example=args.example,
         )
     except (KeyError, TypeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else f"holds a value of another type: {error}"

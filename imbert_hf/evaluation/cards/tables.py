@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from imbert_hf.configuration_imbert import IM_FIELDS
+from imbert_hf.evaluation.check.measures import MEASURES
 from imbert_hf.evaluation.report import percent
 
 
@@ -15,6 +16,11 @@ _RECIPE = [  # of TrainingArguments
     *("num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16"),
 ]
+_NO_SCORES = ("loss", "runtime", "samples_per_second", "steps_per_second", "epoch")
+
+
+def _is_share(metric: str) -> bool:
+    return "accuracy" in metric or metric.endswith("f1")
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> str | None:
@@ -42,6 +48,28 @@ def _percent(value: float | None, interval: Sequence[float] | None = None) -> st
 def solver(config: dict[str, Any]) -> str | None:
     """The im_ fields; None for a checkpoint that has none."""
     return _table({"field": f"`{n}`", "value": f"`{json.dumps(config[n])}`"} for n in sorted(IM_FIELDS) if n in config)
+
+
+def labels(config: dict[str, Any]) -> list[str]:
+    """What the outputs are called, in their order; none of a regression."""
+    names = config.get("id2label", {})
+    return [] if config.get("problem_type") == "regression" else [names[i] for i in sorted(names, key=int)]
+
+
+def check(entry: dict[str, Any]) -> dict[str, Any]:
+    """Of imbert-eval check: a row a measure, and why one is not there."""
+    measured = {name: entry[name] for name in MEASURES}
+    return {
+        "caption": f"{entry['data']}, {entry['n']} rows, macro F1 {_percent(entry['macro_f1'])} %",
+        "table": _table(
+            {"measure": name, "accuracy [95 %]": _percent(found["accuracy"], found["ci95"]), "rows": found["n"]}
+            for name, found in measured.items()
+            if found
+        ),
+        "majority": _percent(entry.get("majority_accuracy")),
+        "missing": [f"{name}: {_cell(why)}" for name, why in (entry.get("reasons") or {}).items()],
+        "weak": [_cell(warning) for warning in entry.get("warnings") or ()],
+    }
 
 
 def advglue(entries: Entries) -> str | None:
@@ -99,13 +127,16 @@ def comparisons(entries: Entries) -> str | None:
             "task": e["task"],
             "a": e["a"],
             "b": e["b"],
-            "attack": what,
+            "of": what,
             "a - b [95 %]": _percent(of["difference"], of["ci95"]),
             "McNemar p": None if of.get("mcnemar_p") is None else f"{of['mcnemar_p']:.3g}",
             "": "resolved" if of["resolved"] else "not resolved",
         }
         for e in entries
-        for what, of in ((e.get("attack", "AdvGLUE"), e), ("AdvGLUE, both right", e.get("robust_accuracy")))
+        for what, of in (
+            (e.get("measure", e.get("attack", "AdvGLUE")), e),
+            ("AdvGLUE, both right", e.get("robust_accuracy")),
+        )
         if of is not None
     )
 
@@ -189,14 +220,45 @@ def convergence(summary: dict[str, Any] | None) -> str | None:
     )
 
 
-def cost(training: dict[str, Any] | None) -> str | None:
+def cost(found: dict[str, Any] | None, config: dict[str, Any]) -> str | None:
+    """What imbert-eval cost measured with the checkpoint's solver and gradient."""
+    return _table(
+        {
+            "batch": f"{cell['batch']} x {cell['length']}",
+            "text": cell["text"],
+            "implicit layers": cell["implicit_layers"],
+            "iterations": row["iterations"],
+            **{
+                f"{what} / BERT [quartiles]": timing
+                and f"{timing['ratio']:.2f} [{timing['quartiles'][0]:.2f}, {timing['quartiles'][1]:.2f}]"
+                for what, timing in (("inference", row["inference"]), ("training step", row["training"]))
+            },
+            "training memory / BERT": row["training"] and f"{row['training']['memory_ratio']:.2f}",
+        }
+        for cell in (found or {}).get("cells", ())
+        for row in cell["rows"]
+        if row["kind"] == "IM-BERT"
+        and (row["solver"], row["gradient"]) == (config.get("im_solver"), config.get("im_gradient"))
+    )
+
+
+def measured_on(found: dict[str, Any] | None) -> str | None:
+    """Device and precision of a measurement of cost."""
+    settings = (found or {}).get("settings", {})
+    told = [settings.get("device"), settings.get("dtype")]
+    told += [f"{settings['threads']} threads"] if settings.get("threads") else []
+    return ", ".join(filter(None, told)) or None
+
+
+def seconds(training: dict[str, Any] | None) -> str | None:
+    """Seconds of the training run."""
     if training is None:
         return None
-    seconds = {f"evaluation, {split}": s for split, s in (training.get("seconds_per_eval_row") or {}).items()}
+    rows = {f"evaluation, {split}, per row": s for split, s in (training.get("seconds_per_eval_row") or {}).items()}
     steps = {"training step": training.get("seconds_per_training_step"), "training": training.get("train_runtime")}
     return _table(
         {"what": what, "seconds": f"{s:.3g}" if s < 1000 else f"{s:.0f}", "device": training.get("device")}
-        for what, s in (steps | {f"{name}, per row": s for name, s in seconds.items()}).items()
+        for what, s in (steps | rows).items()
         if s is not None
     )
 
@@ -215,11 +277,14 @@ def recipe(training: dict[str, Any] | None) -> str | None:
         "max_seq_length": arguments.get("data", {}).get("max_seq_length"),
         **{name: used.get(name) for name in _RECIPE},
         **{
-            f"{name} in percent, {split}": _percent(scores[name])
+            f"{name} in percent, {split}" if _is_share(name) else f"{name}, {split}": _percent(value)
+            if _is_share(name)
+            else value
             for split, scores in training["metrics"].items()
-            for name in ("accuracy", "f1")
-            if name in scores
+            for name, value in scores.items()
+            if name not in _NO_SCORES
         },
+        "fingerprint": training.get("fingerprint", "no fingerprint of what the training saved"),
         "versions": ", ".join(f"{n} {v}" for n, v in training.get("versions", {}).items()) or None,
         "code": git and f"commit {git['commit']}{', with changes that are not in it' if git['dirty'] else ''}",
     }

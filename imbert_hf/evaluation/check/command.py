@@ -32,7 +32,7 @@ from imbert_hf.evaluation.data.arguments import (
     parse_models,
     read_data,
 )
-from imbert_hf.evaluation.data.classifier import load_classifier
+from imbert_hf.evaluation.data.classifier import Classifier, load_classifier
 from imbert_hf.evaluation.data.tasks import drawn
 from imbert_hf.evaluation.report import Journal, Report, table
 from imbert_hf.evaluation.statistics import paired_difference
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     chosen = Rows(asked, drawn(asked, m, args.seed))
     found = {c.name: measure_model(c, chosen, journal, progress=not args.quiet, **options) for c in classifiers}
     data: dict[str, Any] = {
-        "results": [result(name, of_model, len(asked)) for name, of_model in found.items()],
+        "results": [result(c, found[c.name], len(asked)) for c in classifiers],
         "comparisons": compare(found, args.seed),
         "rows": {"of": len(rows), "asked": n, "attacked": m},
         "task": task.name,
@@ -83,11 +83,12 @@ def parse_budget(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def result(name: str, found: Found, n: int) -> dict[str, Any]:
+def result(classifier: Classifier, found: Found, n: int) -> dict[str, Any]:
     """The entry of one model in the JSON."""
     measured = {measure: found.entry(measure) for measure in MEASURES}
     rest = {"reasons": found.reasons, "warnings": found.warnings, **found.baseline}
-    return {"model": name, "n": n, "macro_f1": found.macro_f1, **measured, **rest}
+    about = {"model": classifier.name, **classifier.about()}
+    return {**about, "n": n, "macro_f1": found.macro_f1, **measured, **rest}
 
 
 def compare(found: dict[str, Found], seed: int) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from transformers import AutoModelForSequenceClassification
 
-from imbert_hf import GradientDescent, IMBertForSequenceClassification, IMBertModel
+from imbert_hf import GradientDescent
 from imbert_hf.evaluation.cost.settings import Make, cost
 from imbert_hf.evaluation.cost.variants import GRADIENTS, KEPT, SOLVERS, make_variants
 from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
-from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained, longest_input
+from imbert_hf.evaluation.data.loading import fingerprint, load_encoder, longest_input
 from imbert_hf.evaluation.data.tasks import TASKS
 from imbert_hf.evaluation.report import Journal, Report, at_least, table
 from imbert_hf.evaluation.stability.command import read_texts
@@ -35,7 +36,9 @@ DEFAULTS: dict[str, list] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
+    parser.add_argument(
+        "--model", required=True, help="of BERT, RoBERTa or ELECTRA, plain or implicit, folder or Hub id"
+    )
     parser.add_argument("--data", help="real text: one sentence a line; with --task, rows of a task (default: random)")
     parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
     add_text_column(parser)
@@ -124,24 +127,21 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"{option} needs --data; without it the tokens are random.")
 
 
-def load_model(
-    path: str, *, device: str = "cpu", dtype: str = "float32", seed: int = 0
-) -> tuple[IMBertForSequenceClassification, Any]:
-    """A classifier around the encoder of any checkpoint of BERT or IM-BERT, and its tokenizer.
+def load_model(path: str, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> tuple[Any, Any]:
+    """A classifier around the encoder of a checkpoint of BERT, RoBERTa or ELECTRA, and its tokenizer.
 
     The head is a new one of two classes, drawn with `seed`: no cost depends on its weights.
 
     Raises:
-        ValueError: it cannot be loaded, is of another family, lacks weights or a tokenizer.
+        ValueError: what `load_encoder` raises.
     """
-    what = "BERT or IM-BERT"
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "add_pooling_layer": False}
-    encoder, tokenizer = load_pretrained(IMBertModel, path, what, **options)
+    encoder, tokenizer = load_encoder(path, dtype=dtype, device=device)
     config = encoder.config
     config.num_labels, config.problem_type = 2, None
     torch.manual_seed(seed)
-    model: Any = IMBertForSequenceClassification(config)
-    model.bert.embeddings, model.bert.encoder = encoder.embeddings, encoder.encoder
+    model = AutoModelForSequenceClassification.from_config(config)
+    for name, part in encoder.named_children():
+        setattr(model.base_model, name, part)
     return model.to(device=encoder.device, dtype=encoder.dtype).eval(), tokenizer
 
 

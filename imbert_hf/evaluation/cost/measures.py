@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
-from transformers.models.bert.modeling_bert import BertLayer
 
 from imbert_hf import ThetaMethod
 from imbert_hf.evaluation.attacks.ascent import Batch
@@ -64,7 +63,7 @@ def count(variant: Variant, batch: Batch, training: bool, indices: Sequence[int]
     """
     kinds = ("evaluations", "products", "second_products")
     phases = {name: dict.fromkeys(kinds, 0.0) for name in (("forward", "backward") if training else ("forward",))}
-    encoder = variant.model.bert.encoder
+    encoder = variant.model.base_model.encoder
     phase, layers = "forward", [encoder.layer[i] for i in indices]
 
     def note(kind: str) -> None:
@@ -189,11 +188,12 @@ def mean_residual(variant: Variant, batch: Batch, method: ThetaMethod, indices: 
     def hook(module, args, kwargs, y):
         x, rest = args[0], args[1:]
         kwargs = {name: value for name, value in kwargs.items() if name != "im_pass"}
-        b = method.euler(x, BertLayer.forward(module, x, *rest, **kwargs), method.step_size - s)
+        F = getattr(module, "plain", partial(type(module).forward, module))  # of what an instance replaced, too
+        b = method.euler(x, F(x, *rest, **kwargs), method.step_size - s)
         relation = Relation(b, s, c, (batch["attention_mask"] == 0)[..., None])
-        found.append(relation.relative_residual(y, BertLayer.forward(module, y, *rest, **kwargs)))
+        found.append(relation.relative_residual(y, F(y, *rest, **kwargs)))
 
-    handles = [variant.model.bert.encoder.layer[i].register_forward_hook(hook, with_kwargs=True) for i in indices]
+    handles = [variant.model.base_model.encoder.layer[i].register_forward_hook(hook, with_kwargs=True) for i in indices]
     try:
         with variant.ready(False):
             variant.infer(batch)
@@ -221,7 +221,7 @@ def converged_gradient(
     left.
 
     Args:
-        model: IMBertForSequenceClassification in float64.
+        model: a sequence classifier of imbert_hf in float64.
         indices: of its implicit layers.
     """
     fields = {**CONVERGED, "im_layers": list(indices), "im_theta": theta, "im_eval_iterations": None}

@@ -75,7 +75,7 @@ def measure_batch(
     """One table: every variant on one batch.
 
     Args:
-        model: IMBertForSequenceClassification of two classes.
+        model: a sequence classifier of imbert_hf, of two classes.
         batch: see `make_batch`.
         theta, implicit_layers, settings: of `make`.
         repeats: rounds of timing, after one that is not counted.
@@ -182,7 +182,7 @@ def cost(
     """Time, memory, work and quality of IM-BERT's settings against plain BERT with the same weights.
 
     Args:
-        model: IMBertForSequenceClassification of two classes, in the dtype and on the device to measure.
+        model: a sequence classifier of imbert_hf, of two classes, in the dtype and on the device to measure.
         tokenizer, texts: real text; None: random tokens alone.
         batches, lengths, implicit_layers: every combination is measured; see `make_variants` for the last.
         random: measure random tokens, beside `texts` where there are any.

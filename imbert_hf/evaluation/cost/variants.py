@@ -68,7 +68,7 @@ def floor(
 
 
 def plain_bert(model: Any) -> Any:
-    """transformers' BertForSequenceClassification with the parameters of `model`, such a one or IM-BERT, shared."""
+    """transformers' own classifier with the parameters of `model`, such a one or an implicit one, shared."""
     bert = model.to_plain() if hasattr(model, "to_plain") else copy.deepcopy(model)
     bert.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     return bert.eval()
@@ -136,7 +136,7 @@ def make_variants(
     """BERT, EX-BERT and each setting of IM-BERT; all with the parameters of `model`.
 
     Args:
-        model: IMBertForSequenceClassification, whose other im_ fields the settings keep.
+        model: a sequence classifier of imbert_hf, whose other im_ fields the settings keep.
         solvers, gradients, iterations: of IM-BERT, every combination.
         learning_rates: of gradient_descent.
         theta: > 0 and <= 1.

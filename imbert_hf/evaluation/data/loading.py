@@ -1,17 +1,30 @@
 """Checkpoints with their tokenizers, and what tells two of them apart."""
 
 import hashlib
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import MODEL_MAPPING, AutoTokenizer, PretrainedConfig
 
-import imbert_hf  # noqa: F401 - registers IM-BERT with the Auto classes
+from imbert_hf import IMBertConfig, IMElectraConfig, IMRobertaConfig
 
 
+# model_type of a family -> the config of its implicit models
+FAMILIES: dict[str, Any] = {c.plain_model_type(): c for c in (IMBertConfig, IMRobertaConfig, IMElectraConfig)}
 # What predictions depend on, among the files of a folder.
-_TELLING = ("*.safetensors", "pytorch_model*.bin", "config.json", "*.py", "token*", "vocab*", "merges.txt", "*.model")
+_TELLING = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "config.json",
+    "adapter_config.json",
+    "*.py",
+    "token*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
 
 
 def load_pretrained(
@@ -41,10 +54,11 @@ def load_pretrained(
         )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         model, loading = loaded
+        missing = sorted(set(loading["missing_keys"]) - load_magnitudes(model, path))
         model = model.to(device).eval()
     except Exception as error:  # broken files, other shapes, unknown devices: each library raises its own
         raise ValueError(f"{path} cannot be loaded as a {what}: {first_line(error)}") from None
-    if missing := sorted(loading["missing_keys"]):
+    if missing:
         raise ValueError(f"{path} is no trained {what}: its checkpoint lacks {missing[0]}.")
     # Without a vocabulary file, transformers 5 makes one of special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -57,6 +71,48 @@ def load_pretrained(
     if tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {path} has no token to pad with.")
     return model, tokenizer
+
+
+def load_encoder(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+    """The encoder of a checkpoint of BERT, RoBERTa or ELECTRA, plain or implicit, and its tokenizer.
+
+    The encoder is its family's implicit model, in eval mode; a plain checkpoint has no implicit layer.
+
+    Raises:
+        ValueError: it cannot be loaded, is of another family, lacks weights or a tokenizer.
+    """
+    what = "checkpoint of BERT, RoBERTa or ELECTRA"
+    check_path(path, what)
+    try:
+        found = PretrainedConfig.get_config_dict(path)[0].get("model_type", "")
+        family = FAMILIES.get(found.removeprefix("im"))
+        config = family and family.from_pretrained(path, **({} if found.startswith("im") else {"im_layers": []}))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be loaded as a {what}: {first_line(error)}") from None
+    if config is None:
+        known = ", ".join(name for plain in FAMILIES for name in (plain, f"im{plain}"))
+        raise ValueError(f"{path} holds a checkpoint of model_type {found!r}; it must be one of {known}.")
+    model_class: Any = MODEL_MAPPING[type(config)]
+    # A pooler is no part of the encoder, and not every checkpoint has one.
+    plain = inspect.signature(model_class.__bases__[-1].__init__).parameters
+    options: dict[str, Any] = {"add_pooling_layer": False} if "add_pooling_layer" in plain else {}
+    return load_pretrained(model_class, path, what, dtype=dtype, device=device, config=config, **options)
+
+
+def load_magnitudes(model: Any, path: str) -> set[str]:
+    """Loads the magnitudes of a DoRA adapter and returns their names.
+
+    transformers (seen with 5.23) looks for them under another name than PEFT saves, and takes those of the base model.
+    """
+    names = {name for name, _ in model.named_parameters() if "lora_magnitude_vector" in name}
+    if names:
+        from peft import load_peft_weights
+
+        saved = load_peft_weights(path, device="cpu")
+        with torch.no_grad():
+            for name in names:
+                model.get_parameter(name).copy_(saved[f"base_model.model.{name.removesuffix('.default.weight')}"])
+    return names
 
 
 def check_path(path: str, what: str) -> None:

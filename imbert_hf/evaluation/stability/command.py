@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy
 from matplotlib.figure import Figure
-from transformers import AutoConfig
 
-from imbert_hf import IMBertModel
 from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
-from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained
+from imbert_hf.evaluation.data.loading import fingerprint, load_encoder
 from imbert_hf.evaluation.data.tables import CELLS, READERS, own_texts
 from imbert_hf.evaluation.data.tasks import TASKS, drawn, find_task, read_rows
 from imbert_hf.evaluation.report import Journal, Report, at_least, percent, table
@@ -26,7 +24,9 @@ COLOURS = ("tab:red", "tab:orange", "tab:blue")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
+    parser.add_argument(
+        "--model", required=True, help="of BERT, RoBERTa or ELECTRA, plain or implicit, folder or Hub id"
+    )
     parser.add_argument(
         "--data", required=True, help="a text file, one sentence a line; with --task or --text-column, a table"
     )
@@ -57,21 +57,6 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     data["fingerprint"] = fingerprint(args.model, model.config)
     data["summary"] = summarise(data)
     return Report(data, text(data), lambda: figure(data))
-
-
-def load_encoder(path: str, *, device: str = "cpu", dtype: str = "float32") -> tuple[IMBertModel, Any]:
-    """The encoder of any checkpoint of BERT or IM-BERT, as an IMBertModel in eval mode, and its tokenizer.
-
-    A checkpoint of BERT has no implicit layer.
-
-    Raises:
-        ValueError: it cannot be loaded, is of another family, lacks weights or a tokenizer.
-    """
-    what = "BERT or IM-BERT"
-    model, tokenizer = load_pretrained(IMBertModel, path, what, dtype=dtype, device=device, add_pooling_layer=False)
-    if AutoConfig.from_pretrained(path).model_type == "bert":
-        model.config.im_layers = []
-    return model, tokenizer
 
 
 def read_texts(

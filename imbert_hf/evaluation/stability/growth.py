@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imbert_hf import IMBertConfig
 from imbert_hf.evaluation.attacks.ascent import moved_embeddings, norm
 from imbert_hf.evaluation.report import finite
 
 
-def connections(config: IMBertConfig) -> dict[str, dict[str, Any]]:
+def connections(config: Any) -> dict[str, dict[str, Any]]:
     """The im_ fields of the three connections that are compared on the weights of one model.
 
     IM-BERT has the model's own, or the defaults in all layers where these take no implicit step (theta 0, or no
     layers); EX-BERT has IM-BERT's with theta 0 and the layer field; BERT has no layers.
     """
-    own = config if config.im_theta > 0 and config.implicit_layers else IMBertConfig(im_layers="all")
+    own = config if config.im_theta > 0 and config.implicit_layers else type(config)(im_layers="all")
     implicit = {name: value for name, value in own.to_dict().items() if name.startswith("im_")}
     # Exact gradients for the search of the worst direction, whatever the model was trained with.
     implicit["im_gradient"] = "unrolled"
@@ -27,7 +26,7 @@ def connections(config: IMBertConfig) -> dict[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def connected(config: IMBertConfig, fields: Mapping[str, Any]) -> Iterator[None]:
+def connected(config: Any, fields: Mapping[str, Any]) -> Iterator[None]:
     """Gives a model's config other im_ fields for a while."""
     before = {name: getattr(config, name) for name in fields}
     try:
@@ -43,7 +42,7 @@ def perturbed_states(model: Any, inputs: Mapping[str, Tensor], delta: Tensor) ->
     """h_0 ... h_L, each (n, length, hidden), of one sentence, its word embeddings moved by each of n perturbations.
 
     Args:
-        model: an IMBertModel.
+        model: an encoder of imbert_hf, such as IMBertModel.
         inputs: of the model, one row.
         delta: (n, length, hidden), added to what the word embedding returns; differentiable.
     """
@@ -71,7 +70,7 @@ def growth(
     h_L less than a random one, and a lower bound of the worst, since ascent ends in local maxima.
 
     Args:
-        model: an IMBertModel in eval mode.
+        model: an encoder of imbert_hf in eval mode.
         inputs: of the model, one row without padding.
         free: (length,) bool, tokens that may be moved.
         radius: > 0, relative.

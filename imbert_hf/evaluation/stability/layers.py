@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from imbert_hf.evaluation.data.loading import longest_input
 from imbert_hf.evaluation.report import Journal, at_least, finite
 from imbert_hf.evaluation.stability.growth import connected, connections, growth
 from imbert_hf.evaluation.stability.solves import convergence, residual_history
@@ -100,7 +101,7 @@ def stability(
     each layer F at its true input in the forward of that IM-BERT.
 
     Args:
-        model: IM-BERT with or without a head; IMBertModel.from_pretrained makes one of any BERT. Left as it was.
+        model: of imbert_hf, with or without a head; load_encoder makes one of a plain checkpoint. Left as it was.
         tokenizer: the model's.
         texts: sentences, or tuples of a sentence or of a pair.
         radius: > 0, norm of the perturbation relative to that of the sentence's word embeddings, over the tokens that
@@ -127,7 +128,7 @@ def stability(
     at_least(0, steps=steps)
     if not 1 <= restarts <= directions:
         raise ValueError(f"restarts must be an integer from 1 to directions, {directions}, got {restarts}.")
-    _check(model, texts, radius, {"step_sizes": step_sizes, "thetas": thetas}, max_length)
+    _check(model, tokenizer, texts, radius, {"step_sizes": step_sizes, "thetas": thetas}, max_length)
     model = model.base_model
     encoded = [_encode(tokenizer, text, max_length, model.device) for text in texts]
     compared = connections(model.config)
@@ -161,11 +162,12 @@ def stability(
     return data
 
 
-def _check(model: Any, texts: Any, radius: float, grids: Mapping[str, Sequence[float]], max_length: int) -> None:
+def _check(
+    model: Any, tokenizer: Any, texts: Any, radius: float, grids: Mapping[str, Sequence[float]], max_length: int
+) -> None:
     """Raises ValueError for the first of these arguments of `stability` that is not allowed."""
-    found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if found != "imbert":
-        raise ValueError(f"model must be an IM-BERT, or a BERT loaded as one, got {found!r}.")
+    if not hasattr(getattr(model, "config", None), "im_layers"):
+        raise ValueError(f"model must be an implicit one, or a plain one loaded as such, got {type(model).__name__}.")
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"radius must be a finite number > 0, got {radius}.")
     for name, values in grids.items():
@@ -173,7 +175,7 @@ def _check(model: Any, texts: Any, radius: float, grids: Mapping[str, Sequence[f
             raise ValueError(f"{name} must hold numbers > 0, got {list(values)}.")
     if isinstance(texts, str) or not texts:
         raise ValueError(f"texts must be a list of one sentence or more, got {texts!r}.")
-    longest = model.config.max_position_embeddings
+    longest = longest_input(model, tokenizer)
     if not 8 <= max_length <= longest:
         raise ValueError(f"max_length must be from 8 to {longest}, got {max_length}.")
 
