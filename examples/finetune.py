@@ -184,6 +184,32 @@ def git_state() -> dict[str, Any] | None:
     return None
 
 
+def outcome(trainer: Any, task: Task, data: dict[str, Any], scores: dict[str, Any], timer: StepTimer) -> dict:
+    """What results.json holds of a trained and saved model."""
+    config, state, folder = trainer.model.config, trainer.state, str(trainer.args.output_dir)
+    modules = (torch, transformers, datasets, accelerate, imbert_hf)
+    return {
+        "task": task.name,
+        "problem_type": task.problem_type,
+        "labels": list(task.labels),  # what the model's outputs are called
+        "fingerprint": fingerprint(folder),  # of what was saved, by which a card knows its own results
+        "data": {split: digest(rows.to_dict()) for split, rows in data.items()},
+        "metrics": {s: {n.removeprefix("eval_"): v for n, v in score.items()} for s, score in scores.items()},
+        "rows": {split: len(rows) for split, rows in data.items()},
+        "seed": trainer.args.seed,
+        "steps": state.global_step,
+        # Of this process: after a resume, of the steps since. Fetching of batches, evaluations and checkpoints are out.
+        "steps_timed": timer.steps,
+        "seconds_per_training_step": timer.seconds / timer.steps if timer.steps else None,
+        "seconds_per_eval_row": {s: score["eval_runtime"] / len(data[s]) for s, score in scores.items()},
+        "im_fields": {name: getattr(config, name) for name in IM_FIELDS if hasattr(config, name)} or None,
+        "device": str(trainer.args.device),
+        "best_checkpoint": state.best_model_checkpoint,
+        "history": state.log_history,
+        "versions": {"python": platform.python_version()} | {m.__name__: str(m.__version__) for m in modules},
+    }
+
+
 def main(
     argv: list[str] | None = None,
     *,
@@ -251,30 +277,11 @@ def main(
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return
-    modules = (torch, transformers, datasets, accelerate, imbert_hf)
-    results = {
-        "task": task.name,
-        "problem_type": task.problem_type,
-        "labels": list(task.labels),  # what the model's outputs are called
-        "fingerprint": fingerprint(str(folder)),  # of what was saved, by which a card knows its own results
-        "data": {split: digest(rows.to_dict()) for split, rows in data.items()},
+    results = outcome(trainer, task, data, scores, timer) | {
         "connection": connection,
-        "metrics": {s: {n.removeprefix("eval_"): v for n, v in score.items()} for s, score in scores.items()},
-        "rows": {split: len(rows) for split, rows in data.items()},
-        "seed": args.seed,
-        "steps": trainer.state.global_step,
-        # Of this process: after a resume, of the steps since. Fetching of batches, evaluations and checkpoints are out.
-        "steps_timed": timer.steps,
-        "seconds_per_training_step": timer.seconds / timer.steps if timer.steps else None,
-        "seconds_per_eval_row": {s: score["eval_runtime"] / len(data[s]) for s, score in scores.items()},
         "train_runtime": training.metrics["train_runtime"],
-        "im_fields": {name: getattr(model.config, name) for name in IM_FIELDS if hasattr(model.config, name)} or None,
         "arguments": {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_dict()},
-        "device": str(args.device),
         "resumed_from": resume,
-        "best_checkpoint": trainer.state.best_model_checkpoint,
-        "history": trainer.state.log_history,
-        "versions": {"python": platform.python_version()} | {m.__name__: str(m.__version__) for m in modules},
         "git": git,
         **about,
     }

@@ -153,8 +153,11 @@ def check_folder(folder: Path, overwrite: bool, resume: str | None) -> str | Non
 
 
 def check_connection(config: Any, checkpoint: str) -> None:
-    """Refuses to go on with another connection, such as another release's defaults; theta may be on its way there."""
+    """Refuses to go on with another connection, such as another release's defaults; theta may be on its way there.
+
+    So it does with another problem type.
+    """
     before = json.loads(Path(checkpoint, "config.json").read_bytes())
-    for name in [name for name in IM_FIELDS if name in before and name != "im_theta"]:
+    for name in [name for name in (*IM_FIELDS, "problem_type") if name in before and name != "im_theta"]:
         if (now := getattr(config, name, None)) != before[name]:
             raise ValueError(f"{checkpoint} was trained with {name} {before[name]!r}, not {now!r}: pass --{name}.")

@@ -133,16 +133,18 @@ def gathered(source: str, table: list[Cells], texts: list[str], columns: list[st
     check_columns(source, table, [*texts, *columns])
     if len(columns) == 1:
         return table
-    rows = [(f"{source}, row {i}", row) for i, row in enumerate(table, start=1)]
-    return [row | {",".join(columns): [name for name in columns if flag(place, row, name)]} for place, row in rows]
+    lists = ([name for name in columns if flag(place, row, name)] for place, row in placed(source, table))
+    return [row | {",".join(columns): names} for row, names in zip(table, lists, strict=True)]
 
 
 def rows_of(source: str, table: list[Cells], task: Task) -> list[Row]:
-    label, rows = (
-        PROBLEMS[task.problem_type].label,
-        [(f"{source}, row {i}", row) for i, row in enumerate(table, start=1)],
-    )
+    label, rows = PROBLEMS[task.problem_type].label, placed(source, table)
     return [Row(texts_of(place, row, task.fields), label(place, row, task)) for place, row in rows]
+
+
+def placed(source: str, table: list[Cells]) -> list[tuple[str, Cells]]:
+    """The rows, and what a sentence about one calls it."""
+    return [(f"{source}, row {i}", row) for i, row in enumerate(table, start=1)]
 
 
 def held_out(rows: list[Row], task: Task, seed: int) -> tuple[list[Row], list[Row]]:

@@ -7,12 +7,13 @@ import finetune
 import numpy
 import pytest
 import torch
+from finetune_arguments import check_connection
 from finetune_data import DataArguments, load_data
 from finetune_problems import MULTI, REGRESSION, SINGLE
 from finetuning import WORDS, refusal, results_of
 from scipy import stats
 from sklearn.metrics import f1_score
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, EvalPrediction
 
 from imbert_hf.evaluation.data.tasks import Task
 
@@ -216,3 +217,10 @@ def test_labels_of_another_file_must_be_those_of_the_first(words, tmp_path):
     )
     said = refusal(words("--train_file", train, "--validation_file", other))
     assert f"{other}, row 3: 'label' must be one of x, y, got 'z'." in said
+
+
+def test_a_run_is_not_resumed_as_one_of_another_problem_type(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"problem_type": MULTI}))
+    check_connection(BertConfig(problem_type=MULTI), str(tmp_path))
+    with pytest.raises(ValueError, match=f"was trained with problem_type '{MULTI}', not '{REGRESSION}'"):
+        check_connection(BertConfig(problem_type=REGRESSION), str(tmp_path))
