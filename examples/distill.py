@@ -32,6 +32,7 @@ from transformers import Trainer
 from imbert_hf.command_line import Parser, run
 from imbert_hf.evaluation.data.arguments import parse_label_map
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier
+from imbert_hf.evaluation.data.loading import FAMILIES
 from imbert_hf.evaluation.data.tasks import Task
 
 
@@ -97,10 +98,8 @@ class Distillation:
             raise ValueError(f"distill.py takes {SINGLE} alone, and {task.name} is {task.problem_type}.")
         label_map = parse_label_map(self.label_map, task.own)
         teacher = load_classifier(self.path, task, label_map=label_map, max_length=max_seq_length)
-        if (family := teacher.model.config.model_type.removeprefix("im")) not in finetune.FAMILIES:
-            raise ValueError(
-                f"--teacher {name} must be of {', '.join(finetune.FAMILIES)}, got a checkpoint of {family!r}."
-            )
+        if (family := teacher.model.config.model_type.removeprefix("im")) not in FAMILIES:
+            raise ValueError(f"--teacher {name} must be of {', '.join(FAMILIES)}, got a checkpoint of {family!r}.")
         self.teacher = teacher
         return student_of(teacher), teacher.tokenizer
 

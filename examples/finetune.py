@@ -66,13 +66,10 @@ from transformers import (
 )
 
 import imbert_hf
-from imbert_hf import IMBertConfig, IMElectraConfig, IMRobertaConfig, ThetaScheduleCallback, command_line
+from imbert_hf import ThetaScheduleCallback, command_line
 from imbert_hf.evaluation.data.arguments import digest
-from imbert_hf.evaluation.data.loading import fingerprint, longest_input
+from imbert_hf.evaluation.data.loading import FAMILIES, fingerprint, longest_input
 from imbert_hf.evaluation.data.tasks import Task
-
-
-FAMILIES = {config.plain_model_type(): config for config in (IMBertConfig, IMRobertaConfig, IMElectraConfig)}
 
 
 def load_model(name: str, connection: str, im: dict[str, Any], task: Task, max_seq_length: int) -> tuple[Any, Any]:
