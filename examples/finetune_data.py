@@ -6,19 +6,18 @@ from pathlib import Path
 import datasets
 from sklearn.model_selection import train_test_split
 
-from imbert_hf.evaluation.data.tables import CELLS, READERS, check_columns, own_rows, own_task, read_table
+from imbert_hf.evaluation.data.tables import SUFFIXES, read_table
 from imbert_hf.evaluation.data.tasks import TASKS as GLUE
-from imbert_hf.evaluation.data.tasks import Row, Task, read_rows
+from imbert_hf.evaluation.data.tasks import Row, Task, check_columns, own_task, read_rows
 
 
-TABLES = [*CELLS, *READERS, ".txt"]
 TASKS = [name for name in GLUE if name != "mnli-mm"]  # that one is MNLI's other validation split
 
 
 @dataclass(kw_only=True)
 class DataArguments:
     task: str | None = field(default=None, metadata={"choices": TASKS, "help": "Of GLUE; None: data of your own"})
-    train_file: str | None = field(default=None, metadata={"help": "A table of your own: " + ", ".join(TABLES)})
+    train_file: str | None = field(default=None, metadata={"help": "A table of your own: " + ", ".join(SUFFIXES)})
     validation_file: str | None = field(
         default=None,
         metadata={"help": "The same; None: a tenth of the rows to train on, stratified, by --data_seed or else --seed"},
@@ -95,13 +94,13 @@ def own_splits(args: DataArguments, seed: int) -> tuple[Task, dict[str, list[Row
         )
     names = sorted(labels, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     task = own_task(source, columns, args.label_column_name, names)
-    data = {"train": own_rows(source, task, None if args.train_file else "train")}
+    data = {"train": read_rows(source, task, None if args.train_file else "train")}
     if args.validation_file is not None:
-        data["validation"] = own_rows(args.validation_file, task)
+        data["validation"] = read_rows(args.validation_file, task)
     else:
         data["train"], data["validation"] = held_out(data["train"], task, seed)
     if args.test_file is not None:
-        data["test"] = own_rows(args.test_file, task)
+        data["test"] = read_rows(args.test_file, task)
     return task, data
 
 

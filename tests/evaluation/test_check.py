@@ -15,7 +15,7 @@ from imbert_hf.evaluation.attacks.noise import perturb
 from imbert_hf.evaluation.attacks.query import query_attack
 from imbert_hf.evaluation.check import command, measures
 from imbert_hf.evaluation.data.classifier import load_classifier, predict
-from imbert_hf.evaluation.data.tables import own_rows, own_task
+from imbert_hf.evaluation.data.tasks import own_task, read_rows
 
 
 LABELS = ("billing", "technical", "sales", "other")
@@ -51,7 +51,7 @@ def check(table, tmp_path, *words):
 def test_every_measure_by_hand(models, table, counts, tmp_path):
     (result,) = check(table, tmp_path, "--model", models[0])["results"]
     task = own_task(table, ("body",), "queue", LABELS)
-    classifier, rows = load_classifier(models[0], task), command.drawn(own_rows(table, task), 16, 0)
+    classifier, rows = load_classifier(models[0], task), command.drawn(read_rows(table, task), 16, 0)
     gold = numpy.array([row.label for row in rows])
 
     def right(texts):
@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_attacked_by_gradient_goes_on_with_the_rest(table
 
 def test_the_rows_that_a_budget_pays_for(models, table, monkeypatch):
     task = own_task(table, ("body",), "queue", LABELS)
-    classifier, rows = load_classifier(models[0], task), own_rows(table, task)
+    classifier, rows = load_classifier(models[0], task), read_rows(table, task)
     cost = iter([3.2, 6.4, 8.0, 8.0] * 3)  # a batch of 32 texts, the same with clauses; 8 rows under each attack
     monkeypatch.setattr(measures, "_seconds", lambda function: next(cost))
     monkeypatch.setattr(measures.time, "perf_counter", iter([0.0, 2.0] * 3).__next__)  # of the trial itself

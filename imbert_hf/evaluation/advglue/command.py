@@ -1,4 +1,6 @@
-"""Accuracy on AdvGLUE beside clean accuracy, the majority baseline and paired differences between models."""
+"""Accuracy on attacked texts, AdvGLUE's or of a table of your own, beside clean accuracy, the majority baseline and
+paired differences between models. Rows count as independent: of an --export, take one model and one method.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -10,24 +12,43 @@ from matplotlib.figure import Figure
 from imbert_hf.evaluation.advglue.scores import Run, collapse_warnings, compare, measure, official_score, summarise
 from imbert_hf.evaluation.advglue.scores import run as ask
 from imbert_hf.evaluation.data.arguments import (
+    OWN,
     Spec,
+    add_data_arguments,
     add_model_arguments,
+    check_tasks,
     comparison_table,
     digest,
     interval,
     load_options,
     parse_model,
+    read_own,
+    refuse_columns,
 )
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier
 from imbert_hf.evaluation.data.tasks import HUB, TASKS, Row, find_task, read_rows
 from imbert_hf.evaluation.report import Journal, Report, percent, table
 
 
-HELP = "accuracy on AdvGLUE, and how two models differ"
+HELP = "accuracy on attacked texts, AdvGLUE or your own, and how two models differ"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser)
     parser.add_argument("--task", action="append", help=f"one or several of {', '.join(TASKS)}")
+    parser.add_argument(
+        "--data",
+        default=HUB,
+        help=f"a file in AdvGLUE's format, or {HUB} of the Hub (default); with --text-column, a table of attacked "
+        "texts, as for check; a column method, as an --export has it, splits the accuracies",
+    )
+    parser.add_argument(
+        "--original-column",
+        action="several",
+        default=[],
+        metavar="NAME",
+        help="of --data, the text before it was attacked; twice for pairs, where one that was left alone may be blank",
+    )
     parser.add_argument(
         "--model",
         action="append",
@@ -36,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="PATH, a folder or Hub id; NAME=PATH, and several PATHs of one NAME are seeds of one model; TASK=PATH or "
         "NAME@TASK=PATH for a model of that task alone (mnli: of mnli-mm too)",
     )
-    parser.add_argument("--data", default=HUB, help=f"a file in AdvGLUE's format, or {HUB} of the Hub (default)")
     parser.add_argument(
         "--residuals",
         default="sample",
@@ -48,27 +68,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     specs = [parse_model(text) for text in args.model]
-    asked = [(spec, name) for spec in specs for name in tasks_of(spec, args.task)]
-    rows = {
-        name: read_rows(args.data, find_task(name), limit=args.max_rows, seed=args.seed)
-        for name in dict.fromkeys(name for _, name in asked)
-    }
+    if args.task is None and any(getattr(args, name) for name in OWN):
+        own, of_own = read_own(args, specs[0].path)
+        asked, rows = [(spec, own) for spec in specs], {own: of_own}
+        check_tasks(specs, None)
+    else:
+        refuse_columns(args)
+        asked = [(spec, find_task(name)) for spec in specs for name in tasks_of(spec, args.task)]
+        tasks = dict.fromkeys(task for _, task in asked)
+        rows = {task: read_rows(args.data, task, limit=args.max_rows, seed=args.seed) for task in tasks}
     options = {"batch_size": args.batch_size, "residuals": args.residuals}
-    classifiers = [
-        load_classifier(
-            spec.path,
-            TASKS[name],
-            name=spec.name,
-            **load_options(args),
-        )
-        for spec, name in asked
-    ]
+    classifiers = [load_classifier(spec.path, task, name=spec.name, **load_options(args)) for spec, task in asked]
     seen: dict[Any, str] = {}
     for c in classifiers:
         if (c.name, c.task.name, c.fingerprint) in seen:
             raise ValueError(f"--model {c.path} is given twice for {c.task.name}; seeds are different checkpoints.")
         seen[c.name, c.task.name, c.fingerprint] = c.path
-    runs = [_run(c, rows[c.task.name], journal, options, not args.quiet) for c in classifiers]
+    runs = [_run(c, rows[c.task], journal, options, not args.quiet) for c in classifiers]
     results = [measure(r) for r in runs]
     comparisons = compare(runs, seed=args.seed)
     summaries = summarise(runs)

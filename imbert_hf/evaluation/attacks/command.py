@@ -17,7 +17,7 @@ from imbert_hf.evaluation.attacks.noise import KINDS, noise
 from imbert_hf.evaluation.attacks.query import QueryAttackResult, query_attack, summarise
 from imbert_hf.evaluation.attacks.report import figure, text
 from imbert_hf.evaluation.data.arguments import (
-    add_data_arguments,
+    add_attack_arguments,
     add_model_arguments,
     digest,
     load_options,
@@ -37,10 +37,7 @@ CHUNK = 64  # rows of a query attack that are kept together
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", action="append", required=True, metavar="[NAME=]PATH", help="folder or Hub id; may be repeated"
-    )
-    add_data_arguments(parser)
+    add_attack_arguments(parser)
     parser.add_argument(
         "--attack",
         action="append",

@@ -24,7 +24,7 @@ from imbert_hf.evaluation.check.measures import (
     measure_model,
 )
 from imbert_hf.evaluation.data.arguments import (
-    add_data_arguments,
+    add_attack_arguments,
     add_model_arguments,
     digest,
     interval,
@@ -43,10 +43,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", action="append", required=True, metavar="[NAME=]PATH", help="folder or Hub id; may be repeated"
-    )
-    add_data_arguments(parser)
+    add_attack_arguments(parser)
     parser.add_argument(
         "--budget",
         default="5m",

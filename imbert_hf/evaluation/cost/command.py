@@ -36,7 +36,10 @@ DEFAULTS: dict[str, list] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
-    parser.add_argument("--data", help="real text: one sentence a line; with --task, rows of a task (default: random)")
+    parser.add_argument(
+        "--data",
+        help="a text file, such as .txt, one sentence a line; with --task or --text-column, a table (default: random)",
+    )
     parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
     add_text_column(parser)
     parser.add_argument("--random", action="store_true", help="random tokens too, beside --data")

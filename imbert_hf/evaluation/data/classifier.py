@@ -11,8 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from imbert_hf.evaluation.data.loading import check_path, fingerprint, first_line, load_pretrained, longest_input
-from imbert_hf.evaluation.data.tables import plain_name
-from imbert_hf.evaluation.data.tasks import Task
+from imbert_hf.evaluation.data.tasks import Task, plain_name
 from imbert_hf.evaluation.report import at_least
 
 

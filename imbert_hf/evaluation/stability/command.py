@@ -13,8 +13,8 @@ from transformers import AutoConfig
 from imbert_hf import IMBertModel
 from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
 from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained
-from imbert_hf.evaluation.data.tables import CELLS, READERS, own_texts
-from imbert_hf.evaluation.data.tasks import TASKS, drawn, find_task, read_rows
+from imbert_hf.evaluation.data.tables import SUFFIXES
+from imbert_hf.evaluation.data.tasks import TASKS, drawn, find_task, own_texts, read_rows
 from imbert_hf.evaluation.report import Journal, Report, at_least, percent, table
 from imbert_hf.evaluation.stability.layers import THETAS, stability
 from imbert_hf.evaluation.stability.spectrum import stability_function
@@ -28,7 +28,9 @@ COLOURS = ("tab:red", "tab:orange", "tab:blue")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
     parser.add_argument(
-        "--data", required=True, help="a text file, one sentence a line; with --task or --text-column, a table"
+        "--data",
+        required=True,
+        help="a text file, such as .txt, one sentence a line; with --task or --text-column, a table",
     )
     parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
     add_text_column(parser)
@@ -100,7 +102,7 @@ def read_texts(
     if columns:
         return drawn([texts if len(texts) > 1 else texts[0] for texts in own_texts(str(data), columns)], limit, seed)
     path = Path(data)
-    if path.suffix in (*CELLS, *READERS):
+    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".txt":
         raise ValueError(f"{data} is a table; say with --text-column, or --task, which of its columns hold texts.")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
