@@ -116,6 +116,19 @@ def test_the_rows_that_a_budget_pays_for(models, table, monkeypatch):
     assert measures.choose_rows([classifier], rows, 1e4, **options) == (24, 24)
 
 
+def test_a_number_of_rows_in_place_of_a_budget(models, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "choose_rows", lambda *args, **kwargs: pytest.fail("a time was measured"))
+    for rows, n in ((5, 5), (99, 24)):
+        data = check(table, tmp_path, "--model", models[0], "--rows", str(rows), "--overwrite")
+        assert data["rows"] == {"of": 24, "asked": n, "attacked": n}
+        assert {data["results"][0][name]["n"] for name in measures.MEASURES} == {n}
+    for words, message in ((["--rows", "0"], "--rows must be an integer >= 1, got 0"),
+                           (["--rows", "5", "--budget", "1m"], "not allowed with argument")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            check(table, tmp_path, "--model", models[0], "--overwrite", *words)
+        assert message in capsys.readouterr().err
+
+
 def _compared(**differences):
     fields = {"a": "a", "b": "b", "ci95": [0, 0]}
     return [{**fields, "measure": m, "difference": d, "resolved": abs(d) > 0.1} for m, d in differences.items()]

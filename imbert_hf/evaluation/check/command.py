@@ -21,6 +21,7 @@ from imbert_hf.evaluation.check.measures import (
     Found,
     Rows,
     choose_rows,
+    exported,
     measure_model,
 )
 from imbert_hf.evaluation.data.arguments import (
@@ -34,7 +35,7 @@ from imbert_hf.evaluation.data.arguments import (
 )
 from imbert_hf.evaluation.data.classifier import load_classifier
 from imbert_hf.evaluation.data.tasks import drawn
-from imbert_hf.evaluation.report import Journal, Report, table
+from imbert_hf.evaluation.report import Journal, Report, at_least, table
 from imbert_hf.evaluation.statistics import paired_difference
 
 
@@ -44,32 +45,45 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_attack_arguments(parser)
-    parser.add_argument(
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
         "--budget",
         default="5m",
         help="about this time in all, such as 90s, 2m or 1h: so many rows are drawn, 8 at least (default: %(default)s)",
+    )
+    amount.add_argument(
+        "--rows",
+        type=int,
+        help="so many rows, by --seed, all of them attacked, instead of a --budget: the same on any machine",
     )
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     seconds = parse_budget(args.budget)
+    if args.rows is not None:
+        at_least(1, **{"--rows": args.rows})
     specs = parse_models(args.model, args.task)
     task, rows = read_data(args, specs[0].path)
     classifiers = [load_classifier(spec.path, task, name=spec.name, **load_options(args)) for spec in specs]
     options: dict[str, Any] = {"seed": args.seed, "batch_size": args.batch_size}
-    key = {"check": "rows", "of": [c.key() for c in classifiers], "rows": digest(rows), "seconds": seconds, **options}
-    n, m = journal.part(key, lambda: choose_rows(classifiers, rows, seconds, **options))
+    n = m = args.rows
+    if args.rows is None:
+        key = {"check": "rows", "of": [c.key() for c in classifiers], "rows": digest(rows), "seconds": seconds}
+        n, m = journal.part(key | options, lambda: choose_rows(classifiers, rows, seconds, **options))
     asked = drawn(rows, n, args.seed)
     chosen = Rows(asked, drawn(asked, m, args.seed))
     found = {c.name: measure_model(c, chosen, journal, progress=not args.quiet, **options) for c in classifiers}
     data: dict[str, Any] = {
         "results": [result(name, of_model, len(asked)) for name, of_model in found.items()],
         "comparisons": compare(found, args.seed),
-        "rows": {"of": len(rows), "asked": n, "attacked": m},
+        "rows": {"of": len(rows), "asked": len(chosen.asked), "attacked": len(chosen.attacked)},
         "task": task.name,
     }
-    return Report(data, text(data), lambda: figure(data))
+    made = []
+    if args.export is not None:
+        made = [row for c in classifiers for row in exported(c, chosen, found[c.name], args.seed)]
+    return Report(data, text(data), lambda: figure(data), made)
 
 
 def parse_budget(text: str) -> float:
@@ -113,7 +127,7 @@ def text(data: dict[str, Any]) -> str:
         "characters: after edits found by queries; embedding: after a gradient attack that moves the words' "
         f"embeddings by {100 * RADIUS:g} %."
     )
-    if rows["attacked"] == LEAST < rows["asked"]:
+    if rows["attacked"] == LEAST < rows["asked"]:  # never with --rows, which attacks all
         parts.append(
             f"The budget paid for the least number of rows to attack, {LEAST}; a larger --budget attacks more."
         )
