@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,26 @@ def versions() -> dict[str, str]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as aligned text; columns in the order in which they first appear, floats with 4 digits."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    return tabulate([[row.get(c) for c in columns] for row in rows], columns, floatfmt=".4g", missingval="-")
+    return tabulate([[row.get(c) for c in columns] for row in rows], columns, floatfmt=".4g", missingval="n/a")
+
+
+# What words of the tables mean.
+WORDS = {
+    "majority": "the accuracy of always answering the most frequent label",
+    "predicted": "how often each label is answered, percent",
+    "McNemar p": "of an exact test that the two models are equally good",
+    "resolved": "the interval excludes 0, and p is below 0.05 where there is one",
+    "n/a": "not measured, or no row to measure it on",
+}
+
+
+def explained(parts: Iterable[str], words: dict[str, str]) -> str:
+    """The parts of a text, each of `words` with its meaning below the first part that shows it."""
+    left, shown = words | WORDS, []
+    for part in parts:
+        found = [word for word in left if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", part)]
+        shown += [part, *(["\n".join(f"{word.strip()}: {left.pop(word)}." for word in found)] if found else [])]
+    return "\n\n".join(shown)
 
 
 def finite(values: Iterable[Any]) -> list[float | None]:

@@ -151,6 +151,7 @@ def test_the_picture_has_a_bar_for_each_measure_of_each_model():
     assert len(axes.patches) == 5 + 4
     assert "9 rows" in axes.get_title()
     assert [text.get_text() for text in picture.legends[0].get_texts()] == ["a", "b"]
+    assert [bar.get_height() for bar in axes.patches] == [50] * 9
 
 
 @pytest.mark.parametrize("budget", ["", "2", "0s", "two minutes", "-1m"])

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import imbert_hf
 from imbert_hf import command_line
 from imbert_hf.evaluation import cli
-from imbert_hf.evaluation.report import Report
+from imbert_hf.evaluation.report import Report, explained, table
 
 
 class Answer:
@@ -214,6 +214,15 @@ def test_a_reader_that_has_enough_ends_it_quietly(run, monkeypatch):
         with open(start, "w") as pipe, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", pipe)
             run(*words)
+
+
+def test_words_are_explained_once_below_the_first_table_that_shows_them():
+    tables = [table([{"pairs": 3, "x": None}]), table([{"pairs": 4, "attack": "none", "b": 1}]), "none of clean"]
+    words = {"pairs": "two", "clean": "as it is", "air": "unseen", "none  ": "nothing"}
+    a, of_a, b, of_b, c, of_c = explained(tables, words).split("\n\n")
+    assert [a, b, c] == tables
+    assert of_a == "pairs: two.\nn/a: not measured, or no row to measure it on."
+    assert (of_b, of_c) == ("none: nothing.", "clean: as it is.")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["cost"]])

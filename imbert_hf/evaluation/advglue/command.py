@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from imbert_hf.evaluation.advglue.scores import Run, collapse_warnings, compare, measure, official_score, summarise
 from imbert_hf.evaluation.advglue.scores import run as ask
@@ -27,7 +28,8 @@ from imbert_hf.evaluation.data.arguments import (
 )
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier
 from imbert_hf.evaluation.data.tasks import HUB, TASKS, Row, find_task, read_rows
-from imbert_hf.evaluation.report import Journal, Report, percent, table
+from imbert_hf.evaluation.pictures import draw_bars, legend, looks
+from imbert_hf.evaluation.report import Journal, Report, explained, percent, table
 
 
 HELP = "accuracy on attacked texts, AdvGLUE or your own, and how two models differ"
@@ -134,6 +136,18 @@ def _run(classifier: Classifier, rows: list[Row], journal: Journal, options: dic
     return Run(classifier.name, classifier.path, classifier.task, rows, about=classifier.about(), **kept)
 
 
+WORDS = {
+    "pairs": "rows whose original is known",
+    "clean": "accuracy on these originals",
+    "both right": "the original and the attacked text",
+    "attack success": "attacked texts that are wrong, of those whose original is right, percent",
+    "residual": "mean of ||r|| / ||y|| over the solves of the implicit layers",
+    "unconverged": "percent of these whose residual exceeds im_tolerance, or 1e-2 where that is 0",
+    "of rows": "rows whose solves were measured, see --residuals",
+    "+-": "standard deviation over seeds",
+}
+
+
 def text(data: dict[str, Any]) -> str:
     """The tables of a run; shares in percent."""
     parts = [
@@ -213,7 +227,7 @@ def text(data: dict[str, Any]) -> str:
         f"(accuracy only: {100 * s['score_accuracy_only']:.1f})"
         for s in data["scores"]
     ]
-    return "\n\n".join(parts)
+    return explained(parts, WORDS)
 
 
 def _warnings(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -228,23 +242,21 @@ def _warnings(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def figure(results: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracies with their intervals, and the majority baseline, task by task."""
+    """Accuracies with their intervals, and the majority baseline, task by task; seeds of a model have one colour."""
     tasks = list(dict.fromkeys(r["task"] for r in results))
-    drawing = Figure(figsize=(2 + 2.5 * len(tasks), 4), layout="constrained")
+    look = looks(r["model"] for r in results)
+    drawing = Figure(figsize=(max(6, 1 + 3 * len(tasks)), 4.5), layout="constrained")
     for axis, task in zip(drawing.subplots(1, len(tasks), squeeze=False, sharey=True)[0], tasks, strict=True):
         entries = [r for r in results if r["task"] == task]
-        for shift, (what, label) in enumerate(
-            (("clean_accuracy", "clean"), ("accuracy", "attacked"), ("robust_accuracy", "both right"))
-        ):
-            points = [(i, r[what], r[f"{what}_ci95"]) for i, r in enumerate(entries) if r[what] is not None]
-            if points:
-                x, y, ci = zip(*points, strict=True)
-                errors = numpy.abs(numpy.array(ci).T - numpy.array(y))
-                axis.errorbar(numpy.array(x) + 0.2 * (shift - 1), y, errors, fmt="o", capsize=3, label=label)
-        axis.axhline(entries[0]["majority_accuracy"], color="gray", linestyle=":", label="majority class")
-        axis.set_xticks(range(len(entries)), [r["model"][-24:] for r in entries], rotation=20, ha="right")
-        axis.set_title(f"{task}, n = {entries[0]['n']}")
-        axis.set_ylim(0, 1)
-    drawing.axes[0].set_ylabel("share of rows, 95 % interval")
-    drawing.axes[0].legend(fontsize="small")
+        shown = {"clean_accuracy": "clean", "accuracy": "attacked", "robust_accuracy": "both right"}
+        groups = [
+            (label, [(r["model"], (r[what], r[f"{what}_ci95"])) for r in entries])
+            for what, label in shown.items()
+            if any(r[what] is not None for r in entries)
+        ]
+        draw_bars(axis, look, groups)
+        axis.axhline(100 * entries[0]["majority_accuracy"], color="gray", linestyle=":")
+        axis.set_title(f"{task}, n = {entries[0]['n']}", fontsize="medium")
+    drawing.axes[0].set_ylabel("rows, percent; whiskers: 95 % intervals")
+    legend(drawing, look, lines=False, more=[Line2D([], [], color="gray", linestyle=":", label="majority class")])
     return drawing

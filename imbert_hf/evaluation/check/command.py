@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy
 from matplotlib.figure import Figure
 
 from imbert_hf.evaluation.advglue.scores import collapse_warnings
@@ -35,7 +34,8 @@ from imbert_hf.evaluation.data.arguments import (
 )
 from imbert_hf.evaluation.data.classifier import load_classifier
 from imbert_hf.evaluation.data.tasks import drawn
-from imbert_hf.evaluation.report import Journal, Report, at_least, table
+from imbert_hf.evaluation.pictures import draw_bars, legend, looks
+from imbert_hf.evaluation.report import Journal, Report, at_least, explained, table
 from imbert_hf.evaluation.statistics import paired_difference
 
 
@@ -116,17 +116,24 @@ def compare(found: dict[str, Found], seed: int) -> list[dict[str, Any]]:
     ]
 
 
+WORDS = {
+    "macro F1": "mean over the labels",
+    "noise": "mean over " + ", ".join(f"{kind} {strength:g}" for kind, strength in NOISE.items()),
+    "worst": "right on the clean text and under each of these",
+    "characters": "after edits of single letters, found by queries",
+    "embedding": f"after a gradient attack that moves the words' embeddings by {100 * RADIUS:g} %",
+    "may be weak": "an attack that fails for want of a gradient looks like robustness",
+}
+
+
 def text(data: dict[str, Any]) -> str:
     """The table, what it leaves out, and in words what is resolved."""
     rows = data["rows"]
     counts = f"{rows['asked']} of {rows['of']} rows of {data['task']}, {rows['attacked']} of them attacked"
-    parts = [f"{counts}; accuracy, percent", table([columns(entry) for entry in data["results"]])]
-    kinds = ", ".join(f"{kind} {strength:g}" for kind, strength in NOISE.items())
-    parts.append(
-        f"In brackets 95 % intervals. noise: mean over {kinds}; worst: right on clean text and under each of these; "
-        "characters: after edits found by queries; embedding: after a gradient attack that moves the words' "
-        f"embeddings by {100 * RADIUS:g} %."
-    )
+    parts = [
+        f"{counts}; accuracy in percent, with 95 % intervals",
+        table([columns(entry) for entry in data["results"]]),
+    ]
     if rows["attacked"] == LEAST < rows["asked"]:  # never with --rows, which attacks all
         parts.append(
             f"The budget paid for the least number of rows to attack, {LEAST}; a larger --budget attacks more."
@@ -141,7 +148,7 @@ def text(data: dict[str, Any]) -> str:
     if pairs:
         parts.append("About one comparison in twenty looks resolved by chance alone.")
     parts += [verdict([c for c in data["comparisons"] if (c["a"], c["b"]) == pair]) for pair in pairs]
-    return "\n\n".join(parts)
+    return explained(parts, WORDS)
 
 
 def columns(entry: dict[str, Any]) -> dict[str, Any]:
@@ -169,22 +176,19 @@ def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
 
 def figure(data: dict[str, Any]) -> Figure:
     """A group of bars a measure, a bar a model, with its interval."""
-    results = data["results"]
+    results, rows = data["results"], data["rows"]
+    look = looks(entry["model"] for entry in results)
     picture = Figure(figsize=(9, 4.5), layout="constrained")
     axes = picture.subplots()
-    width = 0.8 / len(results)
-    for k, entry in enumerate(results):
-        measured = [(i, entry[name]) for i, name in enumerate(MEASURES) if entry[name]]
-        x = numpy.array([i + (k - (len(results) - 1) / 2) * width for i, _ in measured])
-        height = numpy.array([100 * found["accuracy"] for _, found in measured])
-        low, high = numpy.array([[100 * end for end in found["ci95"]] for _, found in measured]).T
-        axes.bar(x, height, 0.9 * width, label=entry["model"], color=f"C{k}")
-        axes.errorbar(x, height, [(height - low).clip(0), (high - height).clip(0)], fmt="none", ecolor="0.2", capsize=3)
-    axes.set_xticks(range(len(MEASURES)), [f"{m}\n(attack)" if m in ATTACKS else m for m in MEASURES])
-    axes.set(ylabel="accuracy, percent", ylim=(0, 100))
-    rows = data["rows"]
+    groups = []
+    for measure in MEASURES:
+        found = [(entry["model"], entry[measure] or {"accuracy": None, "ci95": None}) for entry in results]
+        label = f"{measure}\n(attack)" if measure in ATTACKS else measure
+        groups.append((label, [(name, (of["accuracy"], of["ci95"])) for name, of in found]))
+    draw_bars(axes, look, groups)
+    axes.set_ylabel("accuracy, percent")
     axes.set_title(
         f"{data['task']}: {rows['asked']} rows, {rows['attacked']} attacked; whiskers: 95 % intervals", fontsize=10
     )
-    picture.legend(loc="outside lower center", ncols=min(len(results), 4), fontsize=9)
+    legend(picture, look, lines=False)
     return picture
