@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     data = stability(model, tokenizer, texts, **options, journal=journal, progress=not args.quiet)
     data["fingerprint"] = fingerprint(args.model, model.config)
     data["summary"] = summarise(data)
-    return Report(data, text(data), lambda: figure(data, args.model))
+    return Report(data, text(data), lambda: figure(data, f"{args.model}, {Path(args.data).name}"))
 
 
 def load_encoder(path: str, *, device: str = "cpu", dtype: str = "float32") -> tuple[IMBertModel, Any]:

@@ -28,14 +28,14 @@ def columns(average: Callable, rows: list[list[float | None]]) -> list[float | N
     return [None if value == float("inf") else value for value in columns]
 
 
-def figure(data: dict[str, Any], model: str) -> Figure:
+def figure(data: dict[str, Any], head: str) -> Figure:
     """Four panels: growth, region of stability, residuals, convergence."""
     draws = (_draw_growth, _draw_region, _draw_residuals, _draw_convergence)
     picture = panels_of([partial(draw, data) for draw in draws], width=5.5, columns=2)
     for axes in picture.axes[:4]:
         entries = max(1, len(axes.get_legend_handles_labels()[1]))
         axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=min(3, entries))
-    picture.suptitle(f"{shortened(model, 80)}, n = {len(data['sentences'])} sentences", fontsize="medium")
+    picture.suptitle(f"{shortened(head, 80)}, n = {len(data['sentences'])} sentences", fontsize="medium")
     return picture
 
 
