@@ -122,7 +122,10 @@ def test_a_number_of_rows_in_place_of_a_budget(models, table, tmp_path, monkeypa
         data = check(table, tmp_path, "--model", models[0], "--rows", str(rows), "--overwrite")
         assert data["rows"] == {"of": 24, "asked": n, "attacked": n}
         assert {data["results"][0][name]["n"] for name in measures.MEASURES} == {n}
+    monkeypatch.undo()
     for words, message in ((["--rows", "0"], "--rows must be an integer >= 1, got 0"),
+                           (["--batch-size", "0"], "batch_size must be an integer >= 1, got 0"),
+                           (["--batch-size", "0", "--rows", "2"], "batch_size must be an integer >= 1, got 0"),
                            (["--rows", "5", "--budget", "1m"], "not allowed with argument")):  # fmt: skip
         with pytest.raises(SystemExit):
             check(table, tmp_path, "--model", models[0], "--overwrite", *words)

@@ -100,6 +100,7 @@ def test_five_thousand_rows_and_a_very_long_one(tmp_path):
         ("a.csv", b"text,label\n\xff,b\n", r"a.csv cannot be read: 'utf-8' codec can't decode byte 0xff"),
         ("a.csv", "text,label\nw1\n", r"a.csv cannot be read: line 2 has 1 cells, and the header 2"),
         ("a.csv", 'text,label\n"w1,0\n', r"a.csv cannot be read: line 1: unexpected end of data"),
+        ("a.csv", "text,label,text\nw1,0,w2\n", r"a.csv cannot be read: the header has 'text' twice"),
         ("a.csv", "", r"a.csv holds no row"),
         ("a.jsonl", "", r"a.jsonl holds no row"),
         ("a.csv", "text,label\n", r"a.csv holds no row"),

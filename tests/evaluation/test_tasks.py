@@ -32,6 +32,8 @@ def test_formats_agree(tmp_path):
 
 def test_only_the_attacked_text_of_a_pair_has_an_original(tmp_path):
     annotated = {**ROW, "original_question2": "c ?", "method": "T3", "data_construction": "sentence"}
+    (odd,) = read_rows(write(tmp_path, [{**annotated, "method": [3], "data_construction": None}]), TASKS["qqp"])
+    assert (odd.construction, odd.method) == (None, "[3]")
     (row,) = read_rows(write(tmp_path, [annotated]), TASKS["qqp"])
     assert row.original == ("a ?", "c ?")
     assert (row.construction, row.method) == ("sentence", "T3")

@@ -114,7 +114,9 @@ def tasks_of(spec: Spec, asked: list[str] | None) -> list[str]:
     asked = [find_task(name).name for name in asked or ()]
     if spec.task is None:
         if not asked:
-            raise ValueError(f"--task is missing: model {spec.path} is given without one.")
+            raise ValueError(
+                f"--task is missing: model {spec.path} is given without one, or --text-column for a table."
+            )
         return list(dict.fromkeys(asked))
     own = [spec.task, "mnli-mm"] if spec.task == "mnli" else [spec.task]
     chosen = [name for name in own if not asked or name in asked]

@@ -22,7 +22,7 @@ from imbert_hf.evaluation.data.arguments import digest
 from imbert_hf.evaluation.data.classifier import Classifier, predict
 from imbert_hf.evaluation.data.loading import first_line
 from imbert_hf.evaluation.data.tasks import Row, drawn
-from imbert_hf.evaluation.report import Journal, Keep, compute_now
+from imbert_hf.evaluation.report import Journal, Keep, at_least, compute_now
 from imbert_hf.evaluation.statistics import accuracy_interval
 
 
@@ -147,6 +147,7 @@ def choose_rows(
     A few rows are measured beforehand, which is a part of the time. Half of what is left is for the attacks, and more
     where all rows are asked in less.
     """
+    at_least(1, batch_size=batch_size)
     begun, sample = time.perf_counter(), drawn(rows, LEAST, seed)
     texts = [sample[i % len(sample)].texts for i in range(batch_size)]
     longer = [noisy(of_row, "clause", NOISE["clause"], seed) for of_row in texts]

@@ -93,14 +93,15 @@ def _named(rows: Any) -> list[dict[str, Any]]:
 
 def _cells(reader: csv.DictReader) -> list[dict[str, Any]]:
     """Cells are texts: "NA", "1" and "" are what they look like."""
-    rows = []
+    rows, names = [], []
     try:
+        names = list(reader.fieldnames or ())
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the header has {twice[0]!r} twice")
         for row in reader:
             if None in row or None in row.values():
                 got = sum(value is not None for name, value in row.items() if name is not None) + len(row.get(None, ()))
-                raise ValueError(
-                    f"line {reader.line_num} has {got} cells, and the header {len(reader.fieldnames or ())}"
-                )
+                raise ValueError(f"line {reader.line_num} has {got} cells, and the header {len(names)}")
             rows.append(row)
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from None

@@ -162,10 +162,14 @@ def _row(place: str, index: int, row: dict[str, Any], task: Task) -> Row:
         texts,
         label_index(place, row.get(task.label_column), task),
         original,
-        construction=row.get("data_construction") or None,
-        method=row.get("method") or None,
+        construction=_told(row.get("data_construction")),
+        method=_told(row.get("method")),
         index=index,
     )
+
+
+def _told(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _texts(place: str, row: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
