@@ -6,6 +6,7 @@ It exits with 0 when done, with 1 where a run failed or was interrupted, and wit
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -151,7 +152,9 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
 def write_picture(path: Path, report: Report) -> None:
     if report.figure is not None:
         figure = report.figure()
-        write_whole(path, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name: its letters are boxes
+            write_whole(path, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """The picture of `imbert-eval cost`: time against residual, and how time grows with whatever was varied."""
 
+import itertools
 from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from imbert_hf.evaluation.pictures import MARKERS, SOLVERS, panels_of, shortened
+from imbert_hf.evaluation.pictures import SOLVERS, panels_of, shortened
 
 
 OTHERS: dict[str, Any] = {"FreeLB": ":", "R3F": "-."}  # steps without a residual
@@ -31,20 +32,15 @@ def figure(data: dict[str, Any], head: str) -> Figure:
     gradients = list(dict.fromkeys(r["gradient"] for c in cells for r in c["rows"] if r["kind"] == "IM-BERT"))
     phases = [("inference", gradients[0]), *(("training", g) for g in gradients if train)]
     varied = [axis for axis in AXES if len(_values(cells, axis)) > 1]
-    rates = sorted({r["learning_rate"] for c in cells for r in c["rows"] if r["learning_rate"] is not None})
-    draws = [partial(_draw, cell, phase, gradient, rates) for cell in cells for phase, gradient in phases]
-    draws += [partial(_draw_growth, cells, axis) for axis in varied]
+    colours = _colours(cells)
+    draws = [partial(_draw, cell, phase, gradient, colours) for cell in cells for phase, gradient in phases]
+    draws += [partial(_draw_growth, cells, axis, colours) for axis in varied]
     picture = panels_of(draws, width=4.5)
     picture.suptitle(shortened(head, 110), fontsize="medium")
-    handles = [
-        Line2D([], [], color=SOLVERS[solver], marker=mark, label=solver.replace("_", " ") + rate)
-        for solver in dict.fromkeys(r["solver"] for c in cells for r in c["rows"] if r["solver"])
-        for mark, rate in (
-            [(MARKERS[i], f", lr {rate:g}") for i, rate in enumerate(rates)]
-            if solver == "gradient_descent"
-            else [("o", "")]
-        )
-    ]
+    handles = []
+    for (solver, rate), colour in colours.items():
+        label = solver.replace("_", " ") + ("" if rate is None else f", lr {rate:g}")
+        handles.append(Line2D([], [], color=colour, marker="o", label=label))
     handles += [Line2D([], [], color="gray", marker="|", linestyle="--", label="floor")]
     handles += [Line2D([], [], color="black", label="BERT")]
     kinds = dict.fromkeys(row["kind"] for cell in cells for row in cell["rows"])
@@ -68,7 +64,20 @@ def _values(cells: list[dict[str, Any]], axis: str) -> list[int]:
     return sorted({cell[axis] for cell in cells})
 
 
-def _draw_growth(cells: list[dict[str, Any]], axis: str, axes: Any) -> None:
+Colours = dict[tuple[str, float | None], str]  # of a solver and its learning rate
+
+
+def _colours(cells: list[dict[str, Any]]) -> Colours:
+    found: Colours = {}
+    more = itertools.cycle(("tab:purple", "tab:brown", "tab:pink", "tab:olive"))
+    for row in (row for cell in cells for row in cell["rows"] if row["solver"]):
+        key = (row["solver"], row["learning_rate"])
+        if key not in found:
+            found[key] = next(more) if SOLVERS[key[0]] in found.values() else SOLVERS[key[0]]
+    return found
+
+
+def _draw_growth(cells: list[dict[str, Any]], axis: str, colours: Colours, axes: Any) -> None:
     """Of IM-BERT, with all else as in the first batch, and the most iterations where these are not what varies."""
     others = [name for name in ("batch", "length", "implicit_layers", "text") if name != axis]
     most = _values(cells, "iterations")[-1]
@@ -83,17 +92,17 @@ def _draw_growth(cells: list[dict[str, Any]], axis: str, axes: Any) -> None:
             for phase, what in (("inference", "inference"), ("training", row["gradient"])):
                 if row[phase]:
                     lines.setdefault((row["solver"], row["learning_rate"], what), {})[x] = row[phase]["ratio"]
-    for (solver, _, what), points in lines.items():
+    for (solver, rate, what), points in lines.items():
         if len(points) > 1:
             marker, line = PHASES[what]
             style: dict[str, Any] = {"marker": marker, "linestyle": line, "markersize": 4, "alpha": 0.8}
-            axes.plot(*zip(*sorted(points.items()), strict=True), color=SOLVERS[solver], **style)
+            axes.plot(*zip(*sorted(points.items()), strict=True), color=colours[solver, rate], **style)
     of = "" if axis == "iterations" else f"; {most} iterations"
     axes.set(xlabel=AXES[axis], ylabel="time / BERT", xticks=_values(cells, axis))
     axes.set_title(f"growth with {AXES[axis]}{of}", fontsize="small")
 
 
-def _draw(cell: dict[str, Any], phase: str, gradient: str, rates: list[float], axes: Any) -> None:
+def _draw(cell: dict[str, Any], phase: str, gradient: str, colours: Colours, axes: Any) -> None:
     """Points are settings of T; their whiskers are the quartiles of the rounds."""
     lines: dict[tuple, dict[int, dict[str, Any]]] = {}
     for row in cell["rows"]:
@@ -105,12 +114,11 @@ def _draw(cell: dict[str, Any], phase: str, gradient: str, rates: list[float], a
         residuals, timings = [row["residual"] for row in rows], [row[phase] for row in rows]
         times = [timing["ratio"] for timing in timings]
         spreads = [[abs(t["quartiles"][i] - t["ratio"]) for t in timings] for i in (0, 1)]
-        mark = MARKERS[rates.index(rate) % len(MARKERS)] if rate in rates else "o"
-        style: dict[str, Any] = {"marker": mark, "linestyle": "-"} if kind == "IM-BERT" else {"marker": "x", "ls": ":"}
-        axes.errorbar(times, residuals, xerr=spreads, color=SOLVERS[solver], markersize=5, alpha=0.8, **style)
+        mark, colour = ("o-" if kind == "IM-BERT" else "x:"), colours[solver, rate]
+        axes.errorbar(times, residuals, xerr=spreads, fmt=mark, color=colour, markersize=5, alpha=0.8)
         if kind == "IM-BERT":
             floors = [timing["floor"] for timing in timings]
-            axes.plot(floors, residuals, "|--", color=SOLVERS[solver], markersize=8, alpha=0.6)
+            axes.plot(floors, residuals, "|--", color=colour, markersize=8, alpha=0.6)
     axes.axvline(1, color="black", linewidth=1)
     for row in cell["rows"]:
         if row["kind"] in OTHERS and row[phase]:
