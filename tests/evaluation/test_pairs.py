@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy
 import pandas
@@ -11,7 +12,7 @@ from classifiers import WORDS, bert, imbert, save
 from imbert_hf.evaluation import cli
 from imbert_hf.evaluation.attacks.noise import perturb
 from imbert_hf.evaluation.data.classifier import load_classifier, predict
-from imbert_hf.evaluation.data.tasks import own_task
+from imbert_hf.evaluation.data.tasks import own_task, read_rows
 from imbert_hf.evaluation.report import write_csv
 
 
@@ -111,7 +112,9 @@ def test_advglue_takes_a_table_in_which_one_text_of_a_pair_was_left_alone(models
     run(*words, "--original-column=a0", "--original-column=b0", "--output", tmp_path / "out.json")
     data = json.loads((tmp_path / "out.json").read_text())
     task = own_task(str(path), ["a", "b"], "kind", LABELS)
-    clean = predict(load_classifier(models[0], task), [("w3", "w2"), ("w1", "w4")]).labels
+    originals = [row.original for row in read_rows(path, replace(task, originals=("a0", "b0")))]
+    assert originals == [("w3", "w2"), ("w1", "w4"), None]
+    clean = predict(load_classifier(models[0], task), originals[:2]).labels
     assert data["results"][0]["clean_accuracy"] == numpy.equal(clean, [0, 2]).mean()
     assert [(r["n"], r["pairs"], r["f1"]) for r in data["results"]] == [(3, 2, None)] * 2  # of another qqp
     assert [(c["a"], c["b"], c["task"]) for c in data["comparisons"]] == [("x", "y", "qqp")]
