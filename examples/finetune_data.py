@@ -7,19 +7,18 @@ import datasets
 from finetune_problems import MULTI, PROBLEMS, SINGLE, Cells, flag, problem_of
 from sklearn.model_selection import train_test_split
 
-from imbert_hf.evaluation.data.tables import CELLS, READERS, check_columns, read_table, texts_of
+from imbert_hf.evaluation.data.tables import SUFFIXES, read_table
 from imbert_hf.evaluation.data.tasks import TASKS as GLUE
-from imbert_hf.evaluation.data.tasks import Row, Task, read_rows
+from imbert_hf.evaluation.data.tasks import Row, Task, check_columns, read_rows, texts_of
 
 
-TABLES = [*CELLS, *READERS, ".txt"]
 TASKS = [name for name in GLUE if name != "mnli-mm"]  # that one is MNLI's other validation split
 
 
 @dataclass(kw_only=True)
 class DataArguments:
     task: str | None = field(default=None, metadata={"choices": TASKS, "help": "Of GLUE; None: data of your own"})
-    train_file: str | None = field(default=None, metadata={"help": "A table of your own: " + ", ".join(TABLES)})
+    train_file: str | None = field(default=None, metadata={"help": "A table of your own: " + ", ".join(SUFFIXES)})
     validation_file: str | None = field(
         default=None,
         metadata={
@@ -118,7 +117,7 @@ def own_splits(args: DataArguments, seed: int) -> tuple[Task, dict[str, list[Row
         raise ValueError(f"--label_column_name must name one column for --problem_type {kind}, got {len(columns)}.")
     name = ",".join(columns)
     labels = columns if len(columns) > 1 else PROBLEMS[kind].names(source, table, name)
-    task = Task(Path(source).stem, tuple(texts), tuple(labels), name, kind)
+    task = Task(Path(source).stem, tuple(texts), tuple(labels), name, problem_type=kind)
     data = {"train": rows_of(source, table, task)}
     if args.validation_file is None:
         data["train"], data["validation"] = held_out(data["train"], task, seed)

@@ -12,8 +12,7 @@ import numpy
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score
 
-from imbert_hf.evaluation.data.tables import label_index
-from imbert_hf.evaluation.data.tasks import Task
+from imbert_hf.evaluation.data.tasks import Task, label_index
 
 
 Cells = dict[str, Any]  # a row of a table, by column

@@ -233,7 +233,7 @@ def measured(classifier: Classifier, rows: list[Row]) -> dict[str, Any]:
         rows,
         kinds=NOISE,
         strengths=(STRENGTH,),
-        keep=lambda key, make: make() if key["strength"] else right,  # strength 0 is the clean text
+        keep=lambda key, make: make() if key["strength"] else prediction.answers(),  # strength 0 is the clean text
     )
     few = rows[:: max(1, len(rows) // ATTACKED)][:ATTACKED]
     # The difference is near the rounding of half precision.

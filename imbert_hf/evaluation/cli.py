@@ -6,6 +6,7 @@ It exits with 0 when done, with 1 where a run failed or was interrupted, and wit
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from imbert_hf.evaluation.cost import command as cost
 from imbert_hf.evaluation.report import (
     STANDARD_OUTPUT,
     Journal,
+    Report,
     at_least,
+    check_apart,
     check_destination,
     check_overwritten,
     is_stream,
     versions,
+    write_csv,
     write_json,
     write_whole,
 )
@@ -44,7 +48,7 @@ COMMANDS = {
 }
 
 
-PICTURES = (".png", ".pdf", ".svg", ".jpg")
+FILES = {"output": (), "export": (), "plot": (".png", ".pdf", ".svg", ".jpg")}  # option -> suffixes; (): any
 
 
 class Once(argparse.Action):
@@ -85,9 +89,9 @@ def build_parser(
         about: dict[str, Any] = {"help": command.HELP, "description": command.__doc__, "allow_abbrev": False}
         sub = subparsers.add_parser(name, **about, conflict_handler="resolve")  # a command may say it better
         sub.add_argument("--output", type=Path, metavar="FILE.json", help="settings and results as JSON; - prints them")
-        sub.add_argument("--overwrite", action="store_true", help="replace a result of other settings")
+        sub.add_argument("--overwrite", action="store_true", help="replace files that are there, of other settings too")
         if hasattr(command, "figure"):
-            sub.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture, in place of what is there")
+            sub.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture")
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)
     return parser
@@ -99,46 +103,56 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
     args = parser.parse_args(argv)
     run = vars(args).pop("run")
     vars(args).pop("_given", None)
-    output, plot = args.output, getattr(args, "plot", None)
+    files = {name: path for name in FILES if (path := getattr(args, name, None)) is not None}
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     journal = Journal()
     try:
-        check_destination(output, "--output")
-        check_destination(plot, "--plot", PICTURES)
-        if plot is not None and output is not None and os.path.realpath(plot) == os.path.realpath(output):
-            raise ValueError(f"--output and --plot must name two files, got {plot} twice.")
+        for name, path in files.items():
+            check_destination(path, f"--{name}", FILES[name])
+        check_apart(files)
         at_least(0, **{"--seed": getattr(args, "seed", 0)})
         if getattr(args, "device", "") is None:
             args.device = "cuda" if torch.cuda.is_available() else "cpu"
         given = {name: value for name, value in vars(args).items() if name != "overwrite"}
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
         machine = {"threads": torch.get_num_threads(), "versions": versions()}
-        if output is not None and not is_stream(output):
-            if not args.overwrite:
-                check_overwritten(output, settings)
+        if not args.overwrite:
+            check_overwritten(files, settings)
+        if "output" in files and not is_stream(files["output"]):
             common = {"device": getattr(args, "device", None), "versions": machine["versions"]}
-            journal = Journal(output.with_name(output.name + ".parts"), common)
+            journal = Journal(Path(os.path.realpath(files["output"]) + ".parts"), common)  # beside what a link names
         report = run(args, journal)
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         kept = f"; finished parts are kept in {journal.path}, the same command goes on" if journal.path else ""
         sys.exit(f"{parser.prog}: interrupted{kept}")
+    writers = {
+        "output": lambda path: write_json(path, {"settings": settings | machine, **report.data}),
+        "export": lambda path: write_csv(path, report.pairs),
+        "plot": lambda path: write_picture(path, report),
+    }
+    path = None
     try:
-        if output is not None:
-            write_json(output, {"settings": settings | machine, **report.data})
-            journal.remove()
-        if plot is not None and report.figure is not None:
-            figure = report.figure()
-            write_whole(plot, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
-        if output != STANDARD_OUTPUT:
+        for name, path in files.items():
+            writers[name](path)
+        journal.remove()
+        if STANDARD_OUTPUT not in files.values():
             print(report.text, flush=True)
     except BrokenPipeError:  # whoever read has enough, as `head` has; Python would complain again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk: what was measured is shown, and kept for the same command
         print(report.text, flush=True)
-        sys.exit(f"{parser.prog}: {error.filename or output} cannot be written: {error.strerror}")
+        sys.exit(f"{parser.prog}: {error.filename or path} cannot be written: {error.strerror}")
+
+
+def write_picture(path: Path, report: Report) -> None:
+    if report.figure is not None:
+        figure = report.figure()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name: its letters are boxes
+            write_whole(path, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
 
 
 if __name__ == "__main__":

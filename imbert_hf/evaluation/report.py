@@ -1,10 +1,13 @@
-"""What a run leaves: a journal of its finished parts, a JSON file, a picture, and a table on the screen."""
+"""What a run leaves: a journal of its finished parts, files, and a table on the screen."""
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
 import platform
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,11 +34,13 @@ class Report:
         data: what is written as JSON, beside `settings`: the arguments, versions and seeds.
         text: what is printed, tables and warnings.
         figure: draws the picture.
+        pairs: rows of the table that --export writes.
     """
 
     data: dict[str, Any]
     text: str
     figure: Callable[[], Figure] | None = None
+    pairs: Sequence[dict[str, Any]] = ()
 
 
 # A part's key and what computes it -> its value, new or kept.
@@ -94,7 +99,26 @@ def versions() -> dict[str, str]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as aligned text; columns in the order in which they first appear, floats with 4 digits."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    return tabulate([[row.get(c) for c in columns] for row in rows], columns, floatfmt=".4g", missingval="-")
+    return tabulate([[row.get(c) for c in columns] for row in rows], columns, floatfmt=".4g", missingval="n/a")
+
+
+# What words of the tables mean.
+WORDS = {
+    "majority": "the accuracy of always answering the most frequent label",
+    "predicted": "how often each label is answered, percent",
+    "McNemar p": "of an exact test that the two models are equally good",
+    "resolved": "the interval excludes 0, and p is below 0.05 where there is one",
+    "n/a": "not measured, or no row to measure it on",
+}
+
+
+def explained(parts: Iterable[str], words: dict[str, str]) -> str:
+    """The parts of a text, each of `words` with its meaning below the first part that shows it."""
+    left, shown = words | WORDS, []
+    for part in parts:
+        found = [word for word in left if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", part)]
+        shown += [part, *(["\n".join(f"{word.strip()}: {left.pop(word)}." for word in found)] if found else [])]
+    return "\n\n".join(shown)
 
 
 def finite(values: Iterable[Any]) -> list[float | None]:
@@ -139,18 +163,34 @@ def check_destination(path: Path | None, option: str, suffixes: Sequence[str] = 
         raise ValueError(f"{option} {path} cannot be written.")
 
 
-def check_overwritten(path: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError where `path` is a file that is no earlier result of the same arguments."""
-    if not path.exists():
-        return
-    try:
-        found = {**json.loads(path.read_bytes())["settings"]}
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"--output {path} is there, and no result of this program; --overwrite replaces it.") from None
-    for name, value in json.loads(json.dumps(settings)).items():
-        if name not in ("output", "plot", "quiet") and found.get(name) != value:
-            known = reprlib.repr(found.get(name))  # which cuts what is long
-            raise ValueError(f"--output {path} is a result of another {name}, {known}; --overwrite replaces it.")
+def check_apart(files: dict[str, Path]) -> None:
+    """Raises ValueError where two of `files`, by option, are one."""
+    seen: dict[str, str] = {}
+    for name, path in files.items():
+        real = os.path.realpath("/dev/stdout" if path == STANDARD_OUTPUT else path)
+        if real in seen:
+            raise ValueError(f"--{seen[real]} and --{name} must name two files, got {path} twice.")
+        seen[real] = name
+
+
+def check_overwritten(files: dict[str, Path], settings: dict[str, Any]) -> None:
+    """Raises ValueError where `files`, by option, are there and not of an earlier run of the same arguments."""
+    there = {name: path for name, path in files.items() if path.exists() and not is_stream(path)}
+    found: dict[str, Any] = {}
+    if path := there.pop("output", None):
+        try:
+            found = {**json.loads(path.read_bytes())["settings"]}
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"--output {path} is there, and no result of this program; --overwrite replaces it."
+            ) from None
+        for name, value in json.loads(json.dumps(settings)).items():
+            if name not in ("output", "export", "plot", "quiet") and found.get(name) != value:
+                known = reprlib.repr(found.get(name))  # which cuts what is long
+                raise ValueError(f"--output {path} is a result of another {name}, {known}; --overwrite replaces it.")
+    for name, path in there.items():
+        if found.get(name) != str(path):
+            raise ValueError(f"--{name} {path} is there; --overwrite replaces it.")
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -169,8 +209,20 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     # Without NaN, which is no JSON: what could not be measured is null.
-    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+    _write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of the same columns; texts in quotation marks, as they are."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0], quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write_text(path, text.getvalue())
+
+
+def _write_text(path: Path, text: str) -> None:
     if path == STANDARD_OUTPUT:
         print(text, end="", flush=True)
     else:
-        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_whole(path, lambda part: part.write_text(text, encoding="utf-8", newline=""))

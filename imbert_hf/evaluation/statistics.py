@@ -19,7 +19,12 @@ def accuracy_interval(correct: ArrayLike) -> list[float]:
     """95 % interval of a mean (Wilson 1927), from n values that are right or wrong, or shares between: these vary less,
     and the interval is then wider than need be."""
     values = numpy.asarray(correct, dtype=float)
-    n, mean, z = values.size, values.mean(), norm.ppf(0.975)
+    return share_interval(float(values.mean()), values.size)
+
+
+def share_interval(mean: float, n: int) -> list[float]:
+    """The same from the mean."""
+    z = norm.ppf(0.975)
     middle = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z * numpy.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     return [float(max(middle - reach, 0.0)), float(min(middle + reach, 1.0))]

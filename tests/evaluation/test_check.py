@@ -15,7 +15,7 @@ from imbert_hf.evaluation.attacks.noise import perturb
 from imbert_hf.evaluation.attacks.query import query_attack
 from imbert_hf.evaluation.check import command, measures
 from imbert_hf.evaluation.data.classifier import load_classifier, predict
-from imbert_hf.evaluation.data.tables import own_rows, own_task
+from imbert_hf.evaluation.data.tasks import own_task, read_rows
 
 
 LABELS = ("billing", "technical", "sales", "other")
@@ -51,7 +51,7 @@ def check(table, tmp_path, *words):
 def test_every_measure_by_hand(models, table, counts, tmp_path):
     (result,) = check(table, tmp_path, "--model", models[0])["results"]
     task = own_task(table, ("body",), "queue", LABELS)
-    classifier, rows = load_classifier(models[0], task), command.drawn(own_rows(table, task), 16, 0)
+    classifier, rows = load_classifier(models[0], task), command.drawn(read_rows(table, task), 16, 0)
     gold = numpy.array([row.label for row in rows])
 
     def right(texts):
@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_attacked_by_gradient_goes_on_with_the_rest(table
 
 def test_the_rows_that_a_budget_pays_for(models, table, monkeypatch):
     task = own_task(table, ("body",), "queue", LABELS)
-    classifier, rows = load_classifier(models[0], task), own_rows(table, task)
+    classifier, rows = load_classifier(models[0], task), read_rows(table, task)
     cost = iter([3.2, 6.4, 8.0, 8.0] * 3)  # a batch of 32 texts, the same with clauses; 8 rows under each attack
     monkeypatch.setattr(measures, "_seconds", lambda function: next(cost))
     monkeypatch.setattr(measures.time, "perf_counter", iter([0.0, 2.0] * 3).__next__)  # of the trial itself
@@ -114,6 +114,22 @@ def test_the_rows_that_a_budget_pays_for(models, table, monkeypatch):
     assert measures.choose_rows([classifier], rows, 20.0, **options) == (int(9 / each), 8)
     assert measures.choose_rows([classifier], rows, 1.0, **options) == (8, 8)  # never fewer
     assert measures.choose_rows([classifier], rows, 1e4, **options) == (24, 24)
+
+
+def test_a_number_of_rows_in_place_of_a_budget(models, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "choose_rows", lambda *args, **kwargs: pytest.fail("a time was measured"))
+    for rows, n in ((5, 5), (99, 24)):
+        data = check(table, tmp_path, "--model", models[0], "--rows", str(rows), "--overwrite")
+        assert data["rows"] == {"of": 24, "asked": n, "attacked": n}
+        assert {data["results"][0][name]["n"] for name in measures.MEASURES} == {n}
+    monkeypatch.undo()
+    for words, message in ((["--rows", "0"], "--rows must be an integer >= 1, got 0"),
+                           (["--batch-size", "0"], "batch_size must be an integer >= 1, got 0"),
+                           (["--batch-size", "0", "--rows", "2"], "batch_size must be an integer >= 1, got 0"),
+                           (["--rows", "5", "--budget", "1m"], "not allowed with argument")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            check(table, tmp_path, "--model", models[0], "--overwrite", *words)
+        assert message in capsys.readouterr().err
 
 
 def _compared(**differences):
@@ -138,6 +154,7 @@ def test_the_picture_has_a_bar_for_each_measure_of_each_model():
     assert len(axes.patches) == 5 + 4
     assert "9 rows" in axes.get_title()
     assert [text.get_text() for text in picture.legends[0].get_texts()] == ["a", "b"]
+    assert [bar.get_height() for bar in axes.patches] == [50] * 9
 
 
 @pytest.mark.parametrize("budget", ["", "2", "0s", "two minutes", "-1m"])

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import imbert_hf
 from imbert_hf import command_line
 from imbert_hf.evaluation import cli
-from imbert_hf.evaluation.report import Report
+from imbert_hf.evaluation.report import Report, explained, table
 
 
 class Answer:
@@ -28,12 +29,21 @@ class Answer:
     def add_arguments(self, parser):
         parser.add_argument("--x", type=int, default=0)
         parser.add_argument("--several", action="several", type=int, default=[7])
+        parser.add_argument("--export", type=Path)
 
     def run(self, args, journal):
         self.runs += 1
         if args.x == 13:
             raise KeyboardInterrupt
-        return Report({"value": self.value}, "the table")
+        if args.x == 14:
+            journal.part({}, lambda: 1)
+            raise KeyboardInterrupt
+        return Report({"value": self.value}, "the table", self.figure, [{"text": "=a\n", "n": 1}])
+
+    def figure(self):
+        figure = Figure()
+        figure.suptitle("\u6a21\u578b")  # which matplotlib's own font lacks: a warning would be an error here
+        return figure
 
 
 @pytest.fixture
@@ -86,6 +96,57 @@ def test_a_result_of_other_arguments_is_kept(run, answer, tmp_path, capsys):
     out.write_text("my notes")
     assert "no result of this program" in refused(capsys, run, "--output", out)
     assert out.read_text() == "my notes"
+
+
+def test_tables_and_pictures_are_replaced_as_results_are(run, answer, tmp_path, capsys):
+    out, table, picture = (tmp_path / name for name in ("out.json", "out.csv", "out.png"))
+    words = ["--output", out, "--export", table, "--plot", picture]
+    run(*words)
+    assert table.read_bytes() == b'"text","n"\n"=a\n",1\n'
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    run(*words)  # the same command may run again
+    for option, path in (("--export", table), ("--plot", picture)):
+        before = path.read_bytes()
+        assert f"{option} {path} is there; --overwrite replaces it." in refused(capsys, run, option, path)
+        other = tmp_path / f"other{path.suffix}"
+        other.write_text("my notes")
+        assert "is there; --overwrite" in refused(capsys, run, "--output", out, option, other)
+        assert (path.read_bytes(), other.read_text()) == (before, "my notes")
+        run(option, other, "--overwrite")
+        assert other.read_bytes() == before
+    assert answer.runs == 4  # refused before the work
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--output", "a", "--export", "a"], "--output and --export must name two files, got a twice"),
+        (["--output", "-", "--export", "-"], "--output and --export must name two files, got - twice"),
+        (["--export", "-", "--output", "/dev/stdout"], "--output and --export must name two files, got - twice"),
+        (["--export", "b.png", "--plot", "./b.png"], "--export and --plot must name two files, got b.png twice"),
+    ],
+)
+def test_files_that_are_one_are_refused(run, capsys, monkeypatch, tmp_path, words, names):
+    monkeypatch.chdir(tmp_path)
+    assert names in refused(capsys, run, *words)
+
+
+def test_standard_output_holds_a_table_alone(run, capsys):
+    run("--export", "-")
+    assert capsys.readouterr().out == '"text","n"\n"=a\n",1\n'
+    with pytest.raises(SystemExit, match=r"tool: /dev/full cannot be written: No space left on device"):
+        run("--export", "/dev/full")
+    assert capsys.readouterr().out == "the table\n"
+
+
+def test_parts_lie_beside_what_a_link_names(run, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "there" / "real.json")
+    with pytest.raises(SystemExit, match=r"finished parts are kept in .*/there/real.json.parts"):
+        run("--output", tmp_path / "link.json", "--x", 14)
+    assert (tmp_path / "there" / "real.json.parts").exists()
+    run("--output", tmp_path / "link.json")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["real.json"]
 
 
 def test_a_link_stays_a_link(run, tmp_path):
@@ -155,6 +216,15 @@ def test_a_reader_that_has_enough_ends_it_quietly(run, monkeypatch):
         with open(start, "w") as pipe, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", pipe)
             run(*words)
+
+
+def test_words_are_explained_once_below_the_first_table_that_shows_them():
+    tables = [table([{"pairs": 3, "x": None}]), table([{"pairs": 4, "attack": "none", "b": 1}]), "none of clean"]
+    words = {"pairs": "two", "clean": "as it is", "air": "unseen", "none  ": "nothing"}
+    a, of_a, b, of_b, c, of_c = explained(tables, words).split("\n\n")
+    assert [a, b, c] == tables
+    assert of_a == "pairs: two.\nn/a: not measured, or no row to measure it on."
+    assert (of_b, of_c) == ("none: nothing.", "clean: as it is.")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["cost"]])

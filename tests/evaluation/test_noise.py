@@ -1,15 +1,14 @@
 """Noise: what it changes, how much, and that it is the same twice."""
 
 import re
-from types import SimpleNamespace
 
+import numpy
 import pytest
-import torch
 from tiny import bert_config, lively
 from transformers import BertForSequenceClassification, BertTokenizer
 
 from imbert_hf.evaluation.attacks.noise import CLAUSES, KINDS, NEIGHBOURS, noise, perturb
-from imbert_hf.evaluation.data.classifier import load_classifier, predict
+from imbert_hf.evaluation.data.classifier import Prediction, load_classifier, predict
 from imbert_hf.evaluation.data.tasks import Row, find_task
 from imbert_hf.evaluation.report import Journal
 
@@ -206,7 +205,7 @@ def test_noise_asks_for_no_residuals(classifier, monkeypatch):
 
     def spy(model, texts, **kwargs):
         asked.append(kwargs["residuals"])
-        return SimpleNamespace(labels=torch.zeros(len(texts), dtype=torch.long).numpy())
+        return Prediction(numpy.zeros((len(texts), 2)))
 
     monkeypatch.setattr("imbert_hf.evaluation.attacks.noise.predict", spy)
     noise(classifier, [Row(("a", "b"), 0)], kinds=("swap",), strengths=(0.1,))

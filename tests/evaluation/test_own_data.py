@@ -11,7 +11,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from imbert_hf.evaluation import cli
 from imbert_hf.evaluation.data.classifier import load_classifier, model_labels, predict
-from imbert_hf.evaluation.data.tables import own_rows, own_task, read_table
+from imbert_hf.evaluation.data.tables import read_table
+from imbert_hf.evaluation.data.tasks import own_task, read_rows
 
 
 LABELS = ("billing", "technical", "sales", "other")
@@ -24,7 +25,7 @@ def task(data="data.csv", columns=("text",), label="label", labels=LABELS):
 
 
 def read(path, **kwargs):
-    return [(row.texts, row.label) for row in own_rows(str(path), task(path, **kwargs))]
+    return [(row.texts, row.label) for row in read_rows(str(path), task(path, **kwargs))]
 
 
 def write(folder, kind):
@@ -99,6 +100,7 @@ def test_five_thousand_rows_and_a_very_long_one(tmp_path):
         ("a.csv", b"text,label\n\xff,b\n", r"a.csv cannot be read: 'utf-8' codec can't decode byte 0xff"),
         ("a.csv", "text,label\nw1\n", r"a.csv cannot be read: line 2 has 1 cells, and the header 2"),
         ("a.csv", 'text,label\n"w1,0\n', r"a.csv cannot be read: line 1: unexpected end of data"),
+        ("a.csv", "text,label,text\nw1,0,w2\n", r"a.csv cannot be read: the header has 'text' twice"),
         ("a.csv", "", r"a.csv holds no row"),
         ("a.jsonl", "", r"a.jsonl holds no row"),
         ("a.csv", "text,label\n", r"a.csv holds no row"),
@@ -113,7 +115,7 @@ def test_five_thousand_rows_and_a_very_long_one(tmp_path):
         (
             "a.jsonl",
             '{"text": "a", "label": 0}\n{"text": "b" 1}\n',
-            r"a.jsonl cannot be read: JSON parse error.* row 1",
+            r"a.jsonl cannot be read: line 2 is not JSON: Expecting ',' delimiter, column 14",
         ),
         ("a.jsonl", '{"text": "half \\ud83d", "label": 0}\n', r"a.jsonl(, row 1| cannot be read).* surrogate"),
         ("a.jsonl", '{"text": 5, "label": 0}\n', r"row 1: 'text' must be a text, got 5"),
@@ -134,8 +136,10 @@ def test_a_fault_is_one_sentence(name, content, message, tmp_path):
 def test_a_file_that_is_not_there():
     with pytest.raises(ValueError, match=r"nowhere.csv cannot be read: No such file"):
         read_table("nowhere.csv")
-    with pytest.raises(ValueError, match=r"nowhere.jsonl cannot be read: there is no such file"):
+    with pytest.raises(ValueError, match=r"nowhere.jsonl cannot be read: No such file"):
         read_table("nowhere.jsonl")
+    with pytest.raises(ValueError, match=r"nowhere.parquet cannot be read: there is no such file"):
+        read_table("nowhere.parquet")
 
 
 def test_labels_that_case_and_punctuation_tell_apart(tmp_path):

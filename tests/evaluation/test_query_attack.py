@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+from scipy.special import expit
 from transformers import BatchEncoding
 
 from imbert_hf.evaluation.attacks.candidates import CharacterEdits
@@ -86,6 +87,7 @@ def test_best_attack_and_its_queries():
     assert result.adversarial == ("The film is odd, and truly slow today.",)
     assert (result.label, result.before, result.after) == (1, 1, 0)
     assert (result.changed, result.words) == (2, 8)
+    assert (result.probability_before, result.probability_after) == pytest.approx((expit(2.5), expit(1)))
     # The text, five masked words, two candidates for great, three for moving.
     assert result.queries == 1 + 5 + 2 + 3 == len(asked)
     assert asked[1:6] == [
@@ -161,7 +163,9 @@ def test_ties_are_ranked_from_the_left():
 def test_rows_that_are_wrong_already_are_not_attacked():
     result, asked = attack(label=0)
     assert asked == [TEXT]
-    assert result == QueryAttackResult(label=0, before=1, after=1, adversarial=None, queries=1, changed=0, words=8)
+    p = pytest.approx(expit(2.5))
+    assert result == QueryAttackResult(0, (TEXT,), 1, 1, p, p, queries=1, changed=0, words=8)
+    assert result.adversarial is None
     nothing, _ = attack("!!! ...", label=1, bias=1.0)
     assert (nothing.queries, nothing.changed, nothing.words) == (1, 0, 0)
 
@@ -220,10 +224,10 @@ def test_batch_mates_batch_size_and_order_do_not_matter():
 
 def test_summary_by_hand():
     results = [
-        QueryAttackResult(1, 1, 0, ("x",), queries=10, changed=1, words=4),
-        QueryAttackResult(0, 0, 1, ("y",), queries=20, changed=1, words=2),
-        QueryAttackResult(1, 1, 1, None, queries=60, changed=3, words=10),
-        QueryAttackResult(1, 0, 0, None, queries=1, changed=0, words=10),
+        QueryAttackResult(1, ("x",), 1, 0, 0.9, 0.6, queries=10, changed=1, words=4),
+        QueryAttackResult(0, ("y",), 0, 1, 0.9, 0.6, queries=20, changed=1, words=2),
+        QueryAttackResult(1, ("z",), 1, 1, 0.9, 0.6, queries=60, changed=3, words=10),
+        QueryAttackResult(1, ("z",), 0, 0, 0.9, 0.6, queries=1, changed=0, words=10),
     ]
     assert summarise(results) == {
         "n": 4,

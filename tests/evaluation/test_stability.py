@@ -305,7 +305,7 @@ def test_the_command(checkpoint, tmp_path):
 
 
 def test_a_value_that_is_not_finite_is_not_averaged_away():
-    assert command._columns(max, [[1.0, None], [2.0, 3.0]]) == [2.0, None]
+    assert command.columns(max, [[1.0, None], [2.0, 3.0]]) == [2.0, None]
 
 
 def test_rows_of_a_task(tmp_path):

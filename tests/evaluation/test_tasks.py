@@ -32,6 +32,8 @@ def test_formats_agree(tmp_path):
 
 def test_only_the_attacked_text_of_a_pair_has_an_original(tmp_path):
     annotated = {**ROW, "original_question2": "c ?", "method": "T3", "data_construction": "sentence"}
+    (odd,) = read_rows(write(tmp_path, [{**annotated, "method": [3], "data_construction": None}]), TASKS["qqp"])
+    assert (odd.construction, odd.method) == (None, "[3]")
     (row,) = read_rows(write(tmp_path, [annotated]), TASKS["qqp"])
     assert row.original == ("a ?", "c ?")
     assert (row.construction, row.method) == ("sentence", "T3")
@@ -42,6 +44,15 @@ def test_line_separators_inside_a_text_end_no_line(tmp_path):
         tmp_path, json.dumps({**ROW, "question1": "a\u2028b\x85c"}, ensure_ascii=False) + "\n" + json.dumps(ROW)
     )
     assert len(read_rows(path, TASKS["qqp"])) == 2
+
+
+def test_a_task_of_glue_in_any_table_by_index_or_name(tmp_path):
+    rows = [ROW, {**ROW, "label": 0}]
+    expected = read_rows(write(tmp_path, rows), TASKS["qqp"])
+    assert [row.index for row in expected] == [0, 1]
+    for label in ((1, 0), ("duplicate", "Not duplicate")):
+        lines = [f"question1,question2,label\na ?,b ?,{label[0]}\na ?,b ?,{label[1]}\n"]
+        assert read_rows(write(tmp_path, lines[0], "data.csv"), TASKS["qqp"]) == expected
 
 
 def test_a_mark_of_windows_is_no_part_of_the_rows(tmp_path):
@@ -68,25 +79,27 @@ def test_limit_is_a_seeded_sample_in_order(tmp_path):
     ("content", "message"),
     [
         ({"sst2": []}, "has no task 'qqp'; the tasks there: sst2"),
-        ({"other": []}, "has no task 'qqp'; the tasks there: none of AdvGLUE's"),
-        ("", "is empty"),
-        ("  \n", "is empty"),
+        ({"other": []}, "has no column 'question1'; the columns there: 'other'"),
+        ({"qqp": 3}, "qqp: it must hold a list of rows, got int"),
+        ({"qqp": [3]}, "data.json, qqp: row 1 must be a JSON object, got int"),
+        ("", "holds no row"),
+        ("  \n", "holds no row"),
         ({"qqp": []}, "holds no row of qqp"),
-        ([], "holds no row of qqp"),
-        ("3", "must hold a list of rows"),
-        (json.dumps({"question1": "a", "question2": "b"}), "row 0: 'label' must be one of"),
-        ([3], "qqp row 0 must be a JSON object, got int"),
-        (json.dumps(ROW) + "\n{", "line 2 is not JSON"),
-        ([{"question1": "a", "label": 1}], "qqp row 0: 'question2' must be a text, got None"),
-        ([{**ROW, "question1": " ", "question2": ""}], "qqp row 0: question1, question2 must hold a text, got blanks"),
+        ([], "holds no row"),
+        ("3", "row 1 must be a JSON object, got int"),
+        (json.dumps({"question1": "a", "question2": "b"}), "has no column 'label'"),
+        ([3], "row 1 must be a JSON object, got int"),
+        (json.dumps(ROW) + "\n{", "line 2 is not JSON: Expecting property name .*, column 2"),
+        ("[\n{}\n{}]", "cannot be read: Expecting ',' delimiter: line 3 column 1"),
+        ([{"question1": "a", "label": 1}], "has no column 'question2'; the columns there: 'question1', 'label'"),
+        ([ROW, {"question1": "a", "label": 1}], "row 2 has no 'question2'"),
+        ([{**ROW, "question1": " ", "question2": ""}], "row 1: question1, question2 must hold a text, got blanks"),
         ([{**ROW, "question1": 4}], "'question1' must be a text, got 4"),
-        (
-            [{"question1": "a", "question2": "b"}],
-            r"'label' must be one of 0 \(not_duplicate\), 1 \(duplicate\), got None",
-        ),
-        ([{**ROW, "label": 2}], "got 2"),
-        ([{**ROW, "label": -1}], "got -1"),
-        ([{**ROW, "label": True}], "got True"),
+        ([ROW, {"question1": "a", "question2": "b"}], "row 2: 'label' None is none of"),
+        ([{**ROW, "label": 2}], r"'label' 2 is none of 0 \(not_duplicate\), 1 \(duplicate\)\."),
+        ([{**ROW, "label": -1}], "'label' -1 is none of"),
+        ([{**ROW, "label": True}], "'label' True is none of"),
+        ([{**ROW, "original_question1": 7}], "row 1: .original_question1. must be a text, got 7"),
     ],
 )
 def test_wrong_files(tmp_path, content, message):
@@ -100,11 +113,11 @@ def test_wrong_arguments(tmp_path):
         find_task("cola")
     with pytest.raises(ValueError, match=r"missing.json cannot be read: No such file"):
         read_rows(tmp_path / "missing.json", TASKS["qqp"])
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="must hold test or validation or dev or train as a table, got no table"):
         read_rows(tmp_path, TASKS["qqp"])
-    (tmp_path / "latin").write_bytes(b'{"question1": "\xe9"}')
-    with pytest.raises(ValueError, match="latin cannot be read"):
-        read_rows(tmp_path / "latin", TASKS["qqp"])
+    (tmp_path / "latin.json").write_bytes(b'{"question1": "\xe9"}')
+    with pytest.raises(ValueError, match=r"latin.json cannot be read: 'utf-8' codec"):
+        read_rows(tmp_path / "latin.json", TASKS["qqp"])
     with pytest.raises(ValueError, match="max_rows must be an integer >= 1, got 0"):
         read_rows(write(tmp_path, [ROW]), TASKS["qqp"], limit=0)
 

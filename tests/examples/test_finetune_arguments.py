@@ -142,14 +142,14 @@ GOOD = '{"sentence": "a", "label": 0}'
     ("lines", "sentence"),
     [
         (None, "cannot be read: No such file or directory"),
-        ([], "is empty; it must hold rows of sst2."),
-        (["", ""], "is empty; it must hold rows of sst2."),
-        ([GOOD, '{"sentence": '], ", line 2 is not JSON: "),
+        ([], "holds no row."),
+        (["", ""], "holds no row."),
+        ([GOOD, '{"sentence": '], "cannot be read: line 2 is not JSON: "),
         ([b'{"sentence": "\xff", "label": 0}'], "cannot be read: 'utf-8' codec can't decode byte 0xff"),
-        ([GOOD, '["a", 0]'], ", line 2 must be a JSON object, got list."),
-        ([GOOD, '{"text": "a", "label": 0}'], ", line 2: 'sentence' must be a text, got None."),
-        (['{"sentence": 3, "label": 0}', GOOD], ", line 1: 'sentence' must be a text, got 3."),
-        ([GOOD, '{"sentence": "a"}'], ", line 2: 'label' must be one of 0 (negative), 1 (positive), got None."),
+        ([GOOD, '["a", 0]'], "row 2 must be a JSON object, got list."),
+        ([GOOD, '{"text": "a", "label": 0}'], ", row 2 has no 'sentence'."),
+        (['{"sentence": 3, "label": 0}', GOOD], ", row 1: 'sentence' must be a text, got 3."),
+        ([GOOD, '{"sentence": "a"}'], ", row 2: 'label' None is none of 0 (negative), 1 (positive)."),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "validation"])

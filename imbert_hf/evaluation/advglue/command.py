@@ -1,4 +1,6 @@
-"""Accuracy on AdvGLUE beside clean accuracy, the majority baseline and paired differences between models."""
+"""Accuracy on attacked texts, AdvGLUE's or of a table of your own, beside clean accuracy, the majority baseline and
+paired differences between models. Rows count as independent: of an --export, take one model and one method.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -6,28 +8,49 @@ from typing import Any
 
 import numpy
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from imbert_hf.evaluation.advglue.scores import Run, collapse_warnings, compare, measure, official_score, summarise
 from imbert_hf.evaluation.advglue.scores import run as ask
 from imbert_hf.evaluation.data.arguments import (
+    OWN,
     Spec,
+    add_data_arguments,
     add_model_arguments,
+    check_tasks,
     comparison_table,
     digest,
     interval,
     load_options,
     parse_model,
+    read_own,
+    refuse_columns,
 )
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier
 from imbert_hf.evaluation.data.tasks import HUB, TASKS, Row, find_task, read_rows
-from imbert_hf.evaluation.report import Journal, Report, percent, table
+from imbert_hf.evaluation.pictures import draw_bars, legend, looks
+from imbert_hf.evaluation.report import Journal, Report, explained, percent, table
 
 
-HELP = "accuracy on AdvGLUE, and how two models differ"
+HELP = "accuracy on attacked texts, AdvGLUE or your own, and how two models differ"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser)
     parser.add_argument("--task", action="append", help=f"one or several of {', '.join(TASKS)}")
+    parser.add_argument(
+        "--data",
+        default=HUB,
+        help=f"a file in AdvGLUE's format, or {HUB} of the Hub (default); with --text-column, a table of attacked "
+        "texts, as for check; a column method, as an --export has it, splits the accuracies",
+    )
+    parser.add_argument(
+        "--original-column",
+        action="several",
+        default=[],
+        metavar="NAME",
+        help="of --data, the text before it was attacked; twice for pairs, where one that was left alone may be blank",
+    )
     parser.add_argument(
         "--model",
         action="append",
@@ -36,7 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="PATH, a folder or Hub id; NAME=PATH, and several PATHs of one NAME are seeds of one model; TASK=PATH or "
         "NAME@TASK=PATH for a model of that task alone (mnli: of mnli-mm too)",
     )
-    parser.add_argument("--data", default=HUB, help=f"a file in AdvGLUE's format, or {HUB} of the Hub (default)")
     parser.add_argument(
         "--residuals",
         default="sample",
@@ -48,27 +70,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     specs = [parse_model(text) for text in args.model]
-    asked = [(spec, name) for spec in specs for name in tasks_of(spec, args.task)]
-    rows = {
-        name: read_rows(args.data, find_task(name), limit=args.max_rows, seed=args.seed)
-        for name in dict.fromkeys(name for _, name in asked)
-    }
+    if args.task is None and any(getattr(args, name) for name in OWN):
+        own, of_own = read_own(args, specs[0].path)
+        asked, rows = [(spec, own) for spec in specs], {own: of_own}
+        check_tasks(specs, None)
+    else:
+        refuse_columns(args)
+        asked = [(spec, find_task(name)) for spec in specs for name in tasks_of(spec, args.task)]
+        tasks = dict.fromkeys(task for _, task in asked)
+        rows = {task: read_rows(args.data, task, limit=args.max_rows, seed=args.seed) for task in tasks}
     options = {"batch_size": args.batch_size, "residuals": args.residuals}
-    classifiers = [
-        load_classifier(
-            spec.path,
-            TASKS[name],
-            name=spec.name,
-            **load_options(args),
-        )
-        for spec, name in asked
-    ]
+    classifiers = [load_classifier(spec.path, task, name=spec.name, **load_options(args)) for spec, task in asked]
     seen: dict[Any, str] = {}
     for c in classifiers:
         if (c.name, c.task.name, c.fingerprint) in seen:
             raise ValueError(f"--model {c.path} is given twice for {c.task.name}; seeds are different checkpoints.")
         seen[c.name, c.task.name, c.fingerprint] = c.path
-    runs = [_run(c, rows[c.task.name], journal, options, not args.quiet) for c in classifiers]
+    runs = [_run(c, rows[c.task], journal, options, not args.quiet) for c in classifiers]
     results = [measure(r) for r in runs]
     comparisons = compare(runs, seed=args.seed)
     summaries = summarise(runs)
@@ -96,7 +114,9 @@ def tasks_of(spec: Spec, asked: list[str] | None) -> list[str]:
     asked = [find_task(name).name for name in asked or ()]
     if spec.task is None:
         if not asked:
-            raise ValueError(f"--task is missing: model {spec.path} is given without one.")
+            raise ValueError(
+                f"--task is missing: model {spec.path} is given without one, or --text-column for a table."
+            )
         return list(dict.fromkeys(asked))
     own = [spec.task, "mnli-mm"] if spec.task == "mnli" else [spec.task]
     chosen = [name for name in own if not asked or name in asked]
@@ -116,6 +136,18 @@ def _run(classifier: Classifier, rows: list[Row], journal: Journal, options: dic
 
     kept = {name: numpy.array(value) for name, value in journal.part(key, compute).items()}
     return Run(classifier.name, classifier.path, classifier.task, rows, about=classifier.about(), **kept)
+
+
+WORDS = {
+    "pairs": "rows whose original is known",
+    "clean": "accuracy on these originals",
+    "both right": "the original and the attacked text",
+    "attack success": "attacked texts that are wrong, of those whose original is right, percent",
+    "residual": "mean of ||r|| / ||y|| over the solves of the implicit layers",
+    "unconverged": "percent of these whose residual exceeds im_tolerance, or 1e-2 where that is 0",
+    "of rows": "rows whose solves were measured, see --residuals",
+    "+-": "standard deviation over seeds",
+}
 
 
 def text(data: dict[str, Any]) -> str:
@@ -197,7 +229,7 @@ def text(data: dict[str, Any]) -> str:
         f"(accuracy only: {100 * s['score_accuracy_only']:.1f})"
         for s in data["scores"]
     ]
-    return "\n\n".join(parts)
+    return explained(parts, WORDS)
 
 
 def _warnings(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -212,23 +244,21 @@ def _warnings(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def figure(results: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracies with their intervals, and the majority baseline, task by task."""
+    """Accuracies with their intervals, and the majority baseline, task by task; seeds of a model have one colour."""
     tasks = list(dict.fromkeys(r["task"] for r in results))
-    drawing = Figure(figsize=(2 + 2.5 * len(tasks), 4), layout="constrained")
+    look = looks(r["model"] for r in results)
+    drawing = Figure(figsize=(max(6, 1 + 3 * len(tasks)), 4.5), layout="constrained")
     for axis, task in zip(drawing.subplots(1, len(tasks), squeeze=False, sharey=True)[0], tasks, strict=True):
         entries = [r for r in results if r["task"] == task]
-        for shift, (what, label) in enumerate(
-            (("clean_accuracy", "clean"), ("accuracy", "attacked"), ("robust_accuracy", "both right"))
-        ):
-            points = [(i, r[what], r[f"{what}_ci95"]) for i, r in enumerate(entries) if r[what] is not None]
-            if points:
-                x, y, ci = zip(*points, strict=True)
-                errors = numpy.abs(numpy.array(ci).T - numpy.array(y))
-                axis.errorbar(numpy.array(x) + 0.2 * (shift - 1), y, errors, fmt="o", capsize=3, label=label)
-        axis.axhline(entries[0]["majority_accuracy"], color="gray", linestyle=":", label="majority class")
-        axis.set_xticks(range(len(entries)), [r["model"][-24:] for r in entries], rotation=20, ha="right")
-        axis.set_title(f"{task}, n = {entries[0]['n']}")
-        axis.set_ylim(0, 1)
-    drawing.axes[0].set_ylabel("share of rows, 95 % interval")
-    drawing.axes[0].legend(fontsize="small")
+        shown = {"clean_accuracy": "clean", "accuracy": "attacked", "robust_accuracy": "both right"}
+        groups = [
+            (label, [(r["model"], (r[what], r[f"{what}_ci95"])) for r in entries])
+            for what, label in shown.items()
+            if any(r[what] is not None for r in entries)
+        ]
+        draw_bars(axis, look, groups)
+        axis.axhline(100 * entries[0]["majority_accuracy"], color="gray", linestyle=":")
+        axis.set_title(f"{task}, n = {entries[0]['n']}", fontsize="medium")
+    drawing.axes[0].set_ylabel("rows, percent; whiskers: 95 % intervals")
+    legend(drawing, look, lines=False, more=[Line2D([], [], color="gray", linestyle=":", label="majority class")])
     return drawing

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import f1_score
 
 from imbert_hf.evaluation.data.classifier import Classifier, Prediction, predict
-from imbert_hf.evaluation.data.tasks import Row, Task
+from imbert_hf.evaluation.data.tasks import TASKS, Row, Task
 from imbert_hf.evaluation.statistics import accuracy_interval, paired_difference
 
 
@@ -96,7 +96,7 @@ def measure(run: Run) -> dict[str, Any]:
         **_shares(run, everything),
         "accuracy_ci95": accuracy_interval(run.right),
         **_pair_intervals(run),
-        "f1": float(f1_score(run.gold, run.labels, zero_division=0.0)) if run.task.name == "qqp" else None,
+        "f1": float(f1_score(run.gold, run.labels, zero_division=0.0)) if run.task == TASKS["qqp"] else None,
         **baseline(run.task, run.gold, run.labels),
         "by_construction": _by(run, lambda row: row.construction),
         "by_method": _by(run, lambda row: row.method),

@@ -13,11 +13,12 @@ from imbert_hf.evaluation.advglue.scores import baseline
 from imbert_hf.evaluation.attacks.ascent import Ascent
 from imbert_hf.evaluation.attacks.candidates import CharacterEdits, load_masked_language_model
 from imbert_hf.evaluation.attacks.embedding import embedding_attack
-from imbert_hf.evaluation.attacks.noise import KINDS, noise
+from imbert_hf.evaluation.attacks.noise import KINDS, noise, noisy
+from imbert_hf.evaluation.attacks.pairs import pairs, pairs_of_attack
 from imbert_hf.evaluation.attacks.query import QueryAttackResult, query_attack, summarise
 from imbert_hf.evaluation.attacks.report import figure, text
 from imbert_hf.evaluation.data.arguments import (
-    add_data_arguments,
+    add_attack_arguments,
     add_model_arguments,
     digest,
     load_options,
@@ -37,10 +38,7 @@ CHUNK = 64  # rows of a query attack that are kept together
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", action="append", required=True, metavar="[NAME=]PATH", help="folder or Hub id; may be repeated"
-    )
-    add_data_arguments(parser)
+    add_attack_arguments(parser)
     parser.add_argument(
         "--attack",
         action="append",
@@ -72,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     kinds = list(dict.fromkeys(args.attack or ["embedding", "character", "noise"]))
+    if args.export is not None and kinds == ["embedding"]:
+        raise ValueError("--export needs an --attack that makes texts, other than embedding.")
     specs = parse_models(args.model, args.task)
     task, rows = read_data(args, specs[0].path)
     options = load_options(args)
@@ -91,24 +91,27 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     classifiers = [load(spec.path, name=spec.name) for spec in specs]
     found: dict[str, list[dict[str, Any]]] = {"embedding": [], "query": [], "noise": []}
     survivors: dict[str, dict[str, list[bool]]] = {}  # what was done -> model -> the rows that stay right
+    exported: list[dict[str, Any]] = []
     for classifier in classifiers:
         common = {"of": classifier.key(), "rows": digest(rows), "batch_size": args.batch_size}
-        clean = journal.part({"clean": 0, **common}, partial(_labels, classifier, setting))
-        survivors.setdefault("none", {})[classifier.name] = [a == row.label for a, row in zip(clean, rows, strict=True)]
+        clean = journal.part({"clean": "answers", **common}, partial(_clean, classifier, setting))
+        gold = [row.label for row in rows]
+        survivors.setdefault("none", {})[classifier.name] = numpy.equal(clean["labels"], gold).tolist()
         about = {"model": classifier.name, "path": classifier.path, "task": task.name, **classifier.about()}
         about["clean_accuracy"] = float(numpy.mean(survivors["none"][classifier.name]))
-        about |= baseline(task, [row.label for row in rows], clean)
+        about |= baseline(task, gold, clean["labels"])
         for kind in kinds:
             keep = partial(_keep, journal, {"attack": kind, **common})
             if kind == "embedding":
                 entries = [_embedding(classifier, setting, _source(classifier, setting, load), keep)]
             elif kind == "noise":
-                entries = _noise(classifier, setting, keep)
+                entries = _noise(classifier, setting, clean, keep)
             else:
                 entries = [_query(classifier, setting, kind, keep)]
             for entry in entries:
                 for what, right in entry.pop("survivors").items():
                     survivors.setdefault(what, {})[classifier.name] = right
+                exported += entry.pop("pairs", ())
                 found[SECTIONS[kind]].append(about | entry)
     comparisons = [
         {"a": a, "b": b, "task": task.name, "attack": what, **paired_difference([(of[a], of[b])], args.seed)}
@@ -116,7 +119,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         for a, b in combinations(of, 2)
     ]
     data = {**found, "comparisons": comparisons}
-    return Report(data, text(data), lambda: figure(data))
+    return Report(data, text(data), lambda: figure(data), exported)
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,9 @@ class Setting:
         return {"batch_size": self.args.batch_size, "progress": not self.args.quiet}
 
 
-def _labels(classifier: Classifier, setting: Setting) -> list[int]:
+def _clean(classifier: Classifier, setting: Setting) -> dict[str, Any]:
     texts = [row.texts for row in setting.rows]
-    return predict(classifier, texts, batch_size=setting.args.batch_size, residuals="none").labels.tolist()
+    return predict(classifier, texts, batch_size=setting.args.batch_size, residuals="none").answers()
 
 
 def _candidates(args: argparse.Namespace, kinds: Sequence[str]) -> dict[str, Any]:
@@ -192,12 +195,17 @@ def _query(classifier: Classifier, setting: Setting, kind: str, keep: Keep) -> d
             candidates = setting.candidates[kind]
             return [asdict(r) for r in query_attack(classifier, chunk, candidates=candidates, **how, **setting.options)]
 
-        key = {"start": start, "chunk": CHUNK, "candidates": repr(setting.candidates[kind]), **how}
+        key = {"results": start, "chunk": CHUNK, "candidates": repr(setting.candidates[kind]), **how}
         results += [QueryAttackResult(**kept) for kept in keep(key, attack)]
-    return {"attack": kind, **summarise(results), "survivors": {kind: [r.after == r.label for r in results]}}
+    return {
+        "attack": kind,
+        **summarise(results),
+        "survivors": {kind: [r.after == r.label for r in results]},
+        "pairs": pairs_of_attack(classifier, kind, setting.rows, results),
+    }
 
 
-def _noise(classifier: Classifier, setting: Setting, keep: Keep) -> list[dict[str, Any]]:
+def _noise(classifier: Classifier, setting: Setting, clean: dict[str, Any], keep: Keep) -> list[dict[str, Any]]:
     args = setting.args
     entries = noise(
         classifier,
@@ -208,11 +216,11 @@ def _noise(classifier: Classifier, setting: Setting, keep: Keep) -> list[dict[st
         keep=keep,
         **setting.options,
     )
-    return [
-        e
-        | {
-            "accuracy_ci95": accuracy_interval(e["right"]),
-            "survivors": {f"{e['kind']} {e['strength']:g}": e.pop("right")},
-        }
-        for e in entries
-    ]
+    for e in entries:
+        e["accuracy_ci95"] = accuracy_interval(e["right"])
+        method, after = f"{e['kind']} {e['strength']:g}", e.pop("answers")
+        e["survivors"] = {method: e.pop("right")}
+        if args.export is not None:
+            texts = [noisy(row.texts, e["kind"], e["strength"], args.seed) for row in setting.rows]
+            e["pairs"] = pairs(classifier, method, setting.rows, texts, clean, after)
+    return entries

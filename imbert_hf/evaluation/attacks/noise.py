@@ -131,25 +131,33 @@ def noise(
         keep: of a Journal, which keeps each kind and strength.
 
     Returns:
-        One entry a kind and strength: kind, strength, n, accuracy and clean_accuracy, from 0 to 1, and `right`, n
-        bools: which rows are right under the noise.
+        One entry a kind and strength: kind, strength, n, accuracy and clean_accuracy, from 0 to 1, `right`, n bools:
+        which rows are right under the noise, and `answers`, of Prediction.
     """
     if not rows:
         raise ValueError("noise needs at least one row, got none.")
     labels = numpy.array([row.label for row in rows])
 
-    def right(kind: str, strength: float) -> list[bool]:
+    def answers(kind: str, strength: float) -> dict[str, Any]:
         texts = [noisy(row.texts, kind, strength, seed) for row in rows]
-        return (predict(classifier, texts, batch_size=batch_size, residuals="none").labels == labels).tolist()
+        return predict(classifier, texts, batch_size=batch_size, residuals="none").answers()
 
     # Strength 0 is the clean text, whatever the kind.
     settings = [(KINDS[0], 0.0), *((kind, strength) for kind in kinds for strength in strengths)]
     kept = [
-        keep({"noise": kind, "strength": strength, "seed": seed}, partial(right, kind, strength))
+        keep({"answers": kind, "strength": strength, "seed": seed}, partial(answers, kind, strength))
         for kind, strength in tqdm(settings, desc=f"{classifier.name}, noise", leave=False, disable=not progress)
     ]
-    clean, *accuracies = [sum(found) / len(rows) for found in kept]
+    clean, *rights = [(numpy.array(found["labels"]) == labels).tolist() for found in kept]
     return [
-        {"kind": k, "strength": s, "n": len(rows), "accuracy": accuracy, "clean_accuracy": clean, "right": found}
-        for (k, s), accuracy, found in zip(settings[1:], accuracies, kept[1:], strict=True)
+        {
+            "kind": kind,
+            "strength": strength,
+            "n": len(rows),
+            "accuracy": sum(right) / len(rows),
+            "clean_accuracy": sum(clean) / len(rows),
+            "right": right,
+            "answers": found,
+        }
+        for (kind, strength), right, found in zip(settings[1:], rights, kept[1:], strict=True)
     ]

@@ -32,20 +32,28 @@ class QueryAttackResult:
 
     Attributes:
         label: GLUE's integer.
-        before, after: labels predicted for the row and for the last texts of the attack.
-        adversarial: the texts whose label flipped; None where none did or the row was wrong before.
+        texts: the last of the attack; the row's own where it was wrong before.
+        before, after: labels predicted for the row and for the last texts.
+        probability_before, probability_after: of these labels.
         queries: distinct texts of this row that the classifier was asked about, the row itself included.
         changed: words replaced in the last texts.
         words: of the attacked fields, stop words included.
     """
 
     label: int
+    texts: Text
     before: int
     after: int
-    adversarial: Text | None
+    probability_before: float
+    probability_after: float
     queries: int
     changed: int
     words: int
+
+    @property
+    def adversarial(self) -> Text | None:
+        """The texts whose label flipped; None where none did or the row was wrong before."""
+        return self.texts if self.before == self.label != self.after else None
 
 
 def query_attack(
@@ -170,9 +178,11 @@ class _Search:
                     break
         return QueryAttackResult(
             label=row.label,
+            texts=current,
             before=int(seen[row.texts].argmax()),
             after=int(seen[current].argmax()),
-            adversarial=current if swaps and flipped(current) else None,
+            probability_before=float(seen[row.texts].max()),
+            probability_after=float(seen[current].max()),
             queries=len(seen),
             changed=len(swaps),
             words=len(words),

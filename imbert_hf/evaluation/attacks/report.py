@@ -5,10 +5,31 @@ from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from imbert_hf.evaluation.advglue.scores import collapse_warnings
 from imbert_hf.evaluation.data.arguments import comparison_table, interval
-from imbert_hf.evaluation.report import percent, table
+from imbert_hf.evaluation.pictures import Look, draw_bars, draw_line, legend, looks, panels_of
+from imbert_hf.evaluation.report import explained, percent, table
+from imbert_hf.evaluation.statistics import share_interval
+
+
+WORDS = {
+    "radius": "how far the word embeddings may be moved, relative to their norm",
+    "fewer steps": "accuracy under the attack with a fifth of the steps and one start",
+    "transferred": "accuracy under the attack made on plain BERT",
+    "gradient masking": "an attack that fails for want of a gradient, and looks like robustness",
+    "large_radius": "no row may survive the largest radius",
+    "larger_radius": "accuracy must not rise with the radius",
+    "gradient": "must agree with a finite difference",
+    "more_steps": "fewer steps must not find more",
+    "transfer": "the attack made on plain BERT must not find more",
+    "success": "how many of the rows that were right the attack has turned, percent",
+    "mean queries": "texts that the model was asked about, a row that was right",
+    "words changed": "percent of the words, where the attack succeeded",
+    "strength": "share of the words that are changed, of clause: of ten sentences that are added",
+    "none  ": "no attack, the clean text",  # a cell, no word of a sentence
+}
 
 
 def text(data: dict[str, Any]) -> str:
@@ -76,7 +97,7 @@ def text(data: dict[str, Any]) -> str:
         parts.append(table(list(by_kind.values())))
     if data["comparisons"]:
         parts.append(comparison_table(data["comparisons"], "attack"))
-    return "\n\n".join(parts)
+    return explained(parts, WORDS)
 
 
 def _verdict(entry: dict[str, Any]) -> list[str]:
@@ -98,53 +119,61 @@ def _verdict(entry: dict[str, Any]) -> list[str]:
 
 def figure(data: dict[str, Any]) -> Figure:
     """Accuracy against radius, under query attacks and against the strength of noise: a panel for each that ran."""
-    panels: list[tuple[str, Callable[[Any], None]]] = []
+    entries = [entry for section in ("embedding", "query", "noise") for entry in data[section]]
+    look = looks(entry["model"] for entry in entries)
+    draws: list[Callable[[Any], None]] = []
     if data["embedding"]:
-        panels.append(("radius / norm of the embeddings", partial(_draw_curves, data["embedding"])))
+        draws.append(partial(_draw_curves, data["embedding"], look))
     if data["query"]:
-        panels.append(("", partial(_draw_queries, data["query"])))
+        draws.append(partial(_draw_queries, data["query"], look))
     for kind in dict.fromkeys(e["kind"] for e in data["noise"]):
-        panels.append((f"{kind}: strength", partial(_draw_noise, [e for e in data["noise"] if e["kind"] == kind])))
-    columns = min(4, len(panels))
-    lines = -(-len(panels) // columns)
-    drawing = Figure(figsize=(4 * columns, 3.5 * lines), layout="constrained")
-    for axis, (label, draw) in zip(drawing.subplots(lines, columns, squeeze=False).flat, panels, strict=False):
-        draw(axis)
-        axis.set_xlabel(label)
-        axis.set_ylim(0, 1)
-        axis.legend(fontsize="small")
-    for axis in drawing.axes[len(panels) :]:
-        axis.remove()
-    drawing.axes[0].set_ylabel("accuracy")
+        draws.append(partial(_draw_noise, [e for e in data["noise"] if e["kind"] == kind], look))
+    drawing = panels_of(draws)
+    drawing.supylabel("accuracy, percent", fontsize="medium")
+    drawing.suptitle(f"{entries[0]['task']}, n = {entries[0]['n']}; whiskers: 95 % intervals", fontsize="medium")
+    more = []
+    if any(p["transfer_accuracy"] is not None for e in data["embedding"] for p in e["curve"]):
+        more.append(Line2D([], [], color="gray", marker="x", linestyle=":", label="transferred from plain BERT"))
+    if not all(map(_believed, data["embedding"])):
+        style: dict[str, Any] = {"marker": "o", "fillstyle": "none", "linestyle": "none"}
+        more.append(Line2D([], [], color="gray", label="checks for gradient masking failed", **style))
+    legend(drawing, look, lines=True, more=more)
     return drawing
 
 
-def _draw_curves(entries: Sequence[dict[str, Any]], axis: Any) -> None:
-    for i, e in enumerate(entries):
-        radii, accuracies = [0.0] + [p["radius"] for p in e["curve"]], [p["accuracy"] for p in e["curve"]]
-        believed = all(c["passed"] is not False for c in e["checks"])
-        label = e["model"][-24:] + ("" if believed else " (checks failed)")
-        axis.plot(radii, [e["clean_accuracy"], *accuracies], "o-" if believed else "o--", color=f"C{i}", label=label)
-        points = [(p["radius"], p["transfer_accuracy"]) for p in e["curve"] if p["transfer_accuracy"] is not None]
-        if points:
-            axis.plot(*zip(*points, strict=True), "x:", color=f"C{i}", label="transferred to it")
-    axis.set_xscale("symlog", linthresh=min(p["radius"] for e in entries for p in e["curve"]))
+def _believed(entry: dict[str, Any]) -> bool:
+    return all(check["passed"] is not False for check in entry["checks"])
 
 
-def _draw_queries(entries: Sequence[dict[str, Any]], axis: Any) -> None:
-    names = [f"{e['model'][-24:]}\n{e['attack']}" for e in entries]
-    for shift, what in ((-0.2, "accuracy"), (0.2, "accuracy_under_attack")):
-        places = [i + shift for i in range(len(entries))]
-        axis.bar(places, [e[what] for e in entries], width=0.4, label=what.replace("_", " "))
-    axis.set_xticks(range(len(entries)), names, fontsize="small")
+def _draw_curves(entries: Sequence[dict[str, Any]], look: dict[str, Look], axis: Any) -> None:
+    places = [0.0, *sorted({p["radius"] for e in entries for p in e["curve"]})]
+    for e in entries:
+        clean = (0.0, (e["clean_accuracy"], e["clean_accuracy_ci95"]))
+        curve = [clean, *((p["radius"], (p["accuracy"], p["accuracy_ci95"])) for p in e["curve"])]
+        draw_line(axis, look[e["model"]], curve, places, fillstyle="full" if _believed(e) else "none")
+        points = [(p["radius"], (p["transfer_accuracy"], None)) for p in e["curve"]]
+        if points[0][1][0] is not None:
+            beside = look[e["model"]]._replace(shift=look[e["model"]].shift + 0.05)
+            draw_line(axis, beside, points, places, marker="x", linestyle=":")
+    axis.set_xlabel("radius / norm of the embeddings")
 
 
-def _draw_noise(entries: Sequence[dict[str, Any]], axis: Any) -> None:
+def _draw_queries(entries: Sequence[dict[str, Any]], look: dict[str, Look], axis: Any) -> None:
+    clean = {e["model"]: (e["accuracy"], share_interval(e["accuracy"], e["n"])) for e in entries}
+    groups: dict[str, list] = {"clean": list(clean.items())}
+    for e in entries:
+        under = (e["accuracy_under_attack"], e["accuracy_under_attack_ci95"])
+        groups.setdefault(e["attack"], []).append((e["model"], under))
+    draw_bars(axis, look, list(groups.items()))
+    axis.set_xlabel("query attacks")
+
+
+def _draw_noise(entries: Sequence[dict[str, Any]], look: dict[str, Look], axis: Any) -> None:
+    places = sorted({0.0, *(e["strength"] for e in entries)})
     for name in dict.fromkeys(e["model"] for e in entries):
         own = [e for e in entries if e["model"] == name]
-        axis.plot(
-            [0.0] + [e["strength"] for e in own],
-            [own[0]["clean_accuracy"]] + [e["accuracy"] for e in own],
-            "o-",
-            label=name[-24:],
-        )
+        clean = own[0]["clean_accuracy"]
+        points = {0.0: (clean, share_interval(clean, own[0]["n"]))}
+        points |= {e["strength"]: (e["accuracy"], e["accuracy_ci95"]) for e in own}
+        draw_line(axis, look[name], sorted(points.items()), places)
+    axis.set_xlabel(f"{entries[0]['kind']}: strength")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy
 from matplotlib.figure import Figure
 
 from imbert_hf.evaluation.advglue.scores import collapse_warnings
@@ -21,10 +20,11 @@ from imbert_hf.evaluation.check.measures import (
     Found,
     Rows,
     choose_rows,
+    exported,
     measure_model,
 )
 from imbert_hf.evaluation.data.arguments import (
-    add_data_arguments,
+    add_attack_arguments,
     add_model_arguments,
     digest,
     interval,
@@ -34,7 +34,8 @@ from imbert_hf.evaluation.data.arguments import (
 )
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier
 from imbert_hf.evaluation.data.tasks import drawn
-from imbert_hf.evaluation.report import Journal, Report, table
+from imbert_hf.evaluation.pictures import draw_bars, legend, looks
+from imbert_hf.evaluation.report import Journal, Report, at_least, explained, table
 from imbert_hf.evaluation.statistics import paired_difference
 
 
@@ -43,36 +44,46 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", action="append", required=True, metavar="[NAME=]PATH", help="folder or Hub id; may be repeated"
-    )
-    add_data_arguments(parser)
-    parser.add_argument(
+    add_attack_arguments(parser)
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
         "--budget",
         default="5m",
         help="about this time in all, such as 90s, 2m or 1h: so many rows are drawn, 8 at least (default: %(default)s)",
+    )
+    amount.add_argument(
+        "--rows",
+        type=int,
+        help="so many rows, by --seed, all of them attacked, instead of a --budget: the same on any machine",
     )
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     seconds = parse_budget(args.budget)
+    if args.rows is not None:
+        at_least(1, **{"--rows": args.rows})
     specs = parse_models(args.model, args.task)
     task, rows = read_data(args, specs[0].path)
     classifiers = [load_classifier(spec.path, task, name=spec.name, **load_options(args)) for spec in specs]
     options: dict[str, Any] = {"seed": args.seed, "batch_size": args.batch_size}
-    key = {"check": "rows", "of": [c.key() for c in classifiers], "rows": digest(rows), "seconds": seconds, **options}
-    n, m = journal.part(key, lambda: choose_rows(classifiers, rows, seconds, **options))
+    n = m = args.rows
+    if args.rows is None:
+        key = {"check": "rows", "of": [c.key() for c in classifiers], "rows": digest(rows), "seconds": seconds}
+        n, m = journal.part(key | options, lambda: choose_rows(classifiers, rows, seconds, **options))
     asked = drawn(rows, n, args.seed)
     chosen = Rows(asked, drawn(asked, m, args.seed))
     found = {c.name: measure_model(c, chosen, journal, progress=not args.quiet, **options) for c in classifiers}
     data: dict[str, Any] = {
         "results": [result(c, found[c.name], len(asked)) for c in classifiers],
         "comparisons": compare(found, args.seed),
-        "rows": {"of": len(rows), "asked": n, "attacked": m},
+        "rows": {"of": len(rows), "asked": len(chosen.asked), "attacked": len(chosen.attacked)},
         "task": task.name,
     }
-    return Report(data, text(data), lambda: figure(data))
+    made = []
+    if args.export is not None:
+        made = [row for c in classifiers for row in exported(c, chosen, found[c.name], args.seed)]
+    return Report(data, text(data), lambda: figure(data), made)
 
 
 def parse_budget(text: str) -> float:
@@ -106,18 +117,25 @@ def compare(found: dict[str, Found], seed: int) -> list[dict[str, Any]]:
     ]
 
 
+WORDS = {
+    "macro F1": "mean over the labels",
+    "noise": "mean over " + ", ".join(f"{kind} {strength:g}" for kind, strength in NOISE.items()),
+    "worst": "right on the clean text and under each of these",
+    "characters": "after edits of single letters, found by queries",
+    "embedding": f"after a gradient attack that moves the words' embeddings by {100 * RADIUS:g} %",
+    "may be weak": "an attack that fails for want of a gradient looks like robustness",
+}
+
+
 def text(data: dict[str, Any]) -> str:
     """The table, what it leaves out, and in words what is resolved."""
     rows = data["rows"]
     counts = f"{rows['asked']} of {rows['of']} rows of {data['task']}, {rows['attacked']} of them attacked"
-    parts = [f"{counts}; accuracy, percent", table([columns(entry) for entry in data["results"]])]
-    kinds = ", ".join(f"{kind} {strength:g}" for kind, strength in NOISE.items())
-    parts.append(
-        f"In brackets 95 % intervals. noise: mean over {kinds}; worst: right on clean text and under each of these; "
-        "characters: after edits found by queries; embedding: after a gradient attack that moves the words' "
-        f"embeddings by {100 * RADIUS:g} %."
-    )
-    if rows["attacked"] == LEAST < rows["asked"]:
+    parts = [
+        f"{counts}; accuracy in percent, with 95 % intervals",
+        table([columns(entry) for entry in data["results"]]),
+    ]
+    if rows["attacked"] == LEAST < rows["asked"]:  # never with --rows, which attacks all
         parts.append(
             f"The budget paid for the least number of rows to attack, {LEAST}; a larger --budget attacks more."
         )
@@ -131,7 +149,7 @@ def text(data: dict[str, Any]) -> str:
     if pairs:
         parts.append("About one comparison in twenty looks resolved by chance alone.")
     parts += [verdict([c for c in data["comparisons"] if (c["a"], c["b"]) == pair]) for pair in pairs]
-    return "\n\n".join(parts)
+    return explained(parts, WORDS)
 
 
 def columns(entry: dict[str, Any]) -> dict[str, Any]:
@@ -159,22 +177,19 @@ def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
 
 def figure(data: dict[str, Any]) -> Figure:
     """A group of bars a measure, a bar a model, with its interval."""
-    results = data["results"]
+    results, rows = data["results"], data["rows"]
+    look = looks(entry["model"] for entry in results)
     picture = Figure(figsize=(9, 4.5), layout="constrained")
     axes = picture.subplots()
-    width = 0.8 / len(results)
-    for k, entry in enumerate(results):
-        measured = [(i, entry[name]) for i, name in enumerate(MEASURES) if entry[name]]
-        x = numpy.array([i + (k - (len(results) - 1) / 2) * width for i, _ in measured])
-        height = numpy.array([100 * found["accuracy"] for _, found in measured])
-        low, high = numpy.array([[100 * end for end in found["ci95"]] for _, found in measured]).T
-        axes.bar(x, height, 0.9 * width, label=entry["model"], color=f"C{k}")
-        axes.errorbar(x, height, [(height - low).clip(0), (high - height).clip(0)], fmt="none", ecolor="0.2", capsize=3)
-    axes.set_xticks(range(len(MEASURES)), [f"{m}\n(attack)" if m in ATTACKS else m for m in MEASURES])
-    axes.set(ylabel="accuracy, percent", ylim=(0, 100))
-    rows = data["rows"]
+    groups = []
+    for measure in MEASURES:
+        found = [(entry["model"], entry[measure] or {"accuracy": None, "ci95": None}) for entry in results]
+        label = f"{measure}\n(attack)" if measure in ATTACKS else measure
+        groups.append((label, [(name, (of["accuracy"], of["ci95"])) for name, of in found]))
+    draw_bars(axes, look, groups)
+    axes.set_ylabel("accuracy, percent")
     axes.set_title(
         f"{data['task']}: {rows['asked']} rows, {rows['attacked']} attacked; whiskers: 95 % intervals", fontsize=10
     )
-    picture.legend(loc="outside lower center", ncols=min(len(results), 4), fontsize=9)
+    legend(picture, look, lines=False)
     return picture

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,12 +16,13 @@ from imbert_hf.evaluation.attacks.ascent import Ascent
 from imbert_hf.evaluation.attacks.candidates import CharacterEdits
 from imbert_hf.evaluation.attacks.embedding import embedding_attack
 from imbert_hf.evaluation.attacks.noise import noisy
-from imbert_hf.evaluation.attacks.query import query_attack
+from imbert_hf.evaluation.attacks.pairs import pairs, pairs_of_attack
+from imbert_hf.evaluation.attacks.query import QueryAttackResult, query_attack
 from imbert_hf.evaluation.data.arguments import digest
 from imbert_hf.evaluation.data.classifier import Classifier, predict
 from imbert_hf.evaluation.data.loading import first_line
 from imbert_hf.evaluation.data.tasks import Row, drawn
-from imbert_hf.evaluation.report import Journal, Keep, compute_now
+from imbert_hf.evaluation.report import Journal, Keep, at_least, compute_now
 from imbert_hf.evaluation.statistics import accuracy_interval
 
 
@@ -49,6 +50,8 @@ class Found:
         reasons: measure -> why it could not be measured.
         warnings: of the masking checks of the embedding attack.
         macro_f1, baseline: on the clean text; see `scores.baseline`.
+        answers: (kind, strength) of noise -> Prediction.answers, the clean text first.
+        results: of the character attack.
     """
 
     right: dict[str, list[float]]
@@ -56,6 +59,8 @@ class Found:
     warnings: list[str]
     macro_f1: float
     baseline: dict[str, Any]
+    answers: dict[tuple[str, float], dict[str, Any]] = field(default_factory=dict)
+    results: list[QueryAttackResult] = field(default_factory=list)
 
     def entry(self, measure: str) -> dict[str, Any] | None:
         """accuracy, ci95 and n; None where it was not measured."""
@@ -70,51 +75,66 @@ def measure_model(
 ) -> Found:
     """All five; a measure that a model does not allow has a reason instead, and the others go on."""
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    about = {"check": 1, "of": classifier.key(), "seed": seed, "batch_size": batch_size}
+    about = {"check": 2, "of": classifier.key(), "seed": seed, "batch_size": batch_size}
 
     def keep(key: dict[str, Any], compute: Callable[[], Any], of: Sequence[Row] = rows.asked) -> Any:
         return journal.part({**about, "rows": digest(of), **key}, compute)
 
-    def answers(kind: str, strength: float) -> list[int]:
+    def ask(kind: str, strength: float) -> dict[str, Any]:
         texts = [noisy(row.texts, kind, strength, seed) for row in rows.asked]
-        return predict(classifier, texts, residuals="none", **options).labels.tolist()
+        return predict(classifier, texts, residuals="none", **options).answers()
 
     gold = [row.label for row in rows.asked]
     asked = [("keyboard", 0.0), *NOISE.items()]  # strength 0 is the clean text
-    labels, *others = [keep({"noise": k, "strength": s}, partial(answers, k, s)) for k, s in asked]
+    answers = {(k, s): keep({"noise": k, "strength": s}, partial(ask, k, s)) for k, s in asked}
+    labels, *others = [of["labels"] for of in answers.values()]
     clean, *variants = numpy.equal([labels, *others], gold).astype(float).tolist()
     right = {"clean": clean, "noise": numpy.mean(variants, axis=0).tolist()}
     right["worst"] = numpy.min([clean, *variants], axis=0).tolist()
     f1 = float(f1_score(gold, labels, average="macro", zero_division=0.0))
-    found = Found(right, {}, [], f1, baseline(classifier.task, gold, labels))
+    found = Found(right, {}, [], f1, baseline(classifier.task, gold, labels), answers)
     attacks = {"characters": _characters, "embedding": _embedding}
     for name, attack in attacks.items():
         try:
             kept = partial(keep, of=rows.attacked)
-            survived, warnings = attack(classifier, rows.attacked, seed, options, kept)
+            survived, more = attack(classifier, rows.attacked, seed, options, kept)
         except Exception as error:  # of a model whose forward is another than the attack needs
             found.reasons[name] = first_line(error).rstrip(".")
         else:
             found.right[name] = [float(right) for right in survived]
-            found.warnings += warnings
+            (found.results if name == "characters" else found.warnings).extend(more)
     return found
+
+
+def exported(classifier: Classifier, rows: Rows, found: Found, seed: int) -> list[dict[str, Any]]:
+    """The rows of --export: each noisy text, and what the character attack made."""
+    (_, clean), *others = found.answers.items()
+    made = []
+    for (kind, strength), answers in others:
+        texts = [noisy(row.texts, kind, strength, seed) for row in rows.asked]
+        made += pairs(classifier, f"{kind} {strength:g}", rows.asked, texts, clean, answers)
+    attacked = rows.attacked if found.results else []
+    return made + pairs_of_attack(classifier, "characters", attacked, found.results)
 
 
 def _characters(
     classifier: Classifier, rows: list[Row], seed: int, options: dict[str, Any], keep: Keep = compute_now
 ) -> tuple[list, list]:
-    def survived(some: list[Row]) -> list[bool]:
-        results = query_attack(classifier, some, candidates=CharacterEdits(seed=seed), **options)
-        return [r.before == r.label == r.after for r in results]
+    """Which rows survive, and what was done to each."""
+
+    def attack(some: list[Row]) -> list[dict[str, Any]]:
+        return [asdict(r) for r in query_attack(classifier, some, candidates=CharacterEdits(seed=seed), **options)]
 
     chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
-    kept = [keep({"characters": i, "chunk": CHUNK}, partial(survived, chunk)) for i, chunk in enumerate(chunks)]
-    return list(itertools.chain(*kept)), []
+    kept = [keep({"characters": i, "chunk": CHUNK}, partial(attack, chunk)) for i, chunk in enumerate(chunks)]
+    results = [QueryAttackResult(**of_row) for of_row in itertools.chain(*kept)]
+    return [r.before == r.label == r.after for r in results], results
 
 
 def _embedding(
     classifier: Classifier, rows: list[Row], seed: int, options: dict[str, Any], keep: Keep = compute_now
 ) -> tuple[list, list]:
+    """Which rows survive, and what speaks against it."""
     found = embedding_attack(classifier, rows, radii=[RADIUS], attack=Ascent(seed=seed), keep=keep, **options)
     return found["curve"][0]["right"], [c["message"] for c in found["checks"] if c["passed"] is False]
 
@@ -127,6 +147,7 @@ def choose_rows(
     A few rows are measured beforehand, which is a part of the time. Half of what is left is for the attacks, and more
     where all rows are asked in less.
     """
+    at_least(1, batch_size=batch_size)
     begun, sample = time.perf_counter(), drawn(rows, LEAST, seed)
     texts = [sample[i % len(sample)].texts for i in range(batch_size)]
     longer = [noisy(of_row, "clause", NOISE["clause"], seed) for of_row in texts]

@@ -8,22 +8,20 @@ import argparse
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from transformers import AutoModelForSequenceClassification
 
 from imbert_hf import GradientDescent
+from imbert_hf.evaluation.cost.picture import figure
 from imbert_hf.evaluation.cost.settings import Make, cost
 from imbert_hf.evaluation.cost.variants import GRADIENTS, KEPT, SOLVERS, make_variants
 from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
 from imbert_hf.evaluation.data.loading import fingerprint, load_encoder, longest_input
 from imbert_hf.evaluation.data.tasks import TASKS
-from imbert_hf.evaluation.report import Journal, Report, at_least, table
+from imbert_hf.evaluation.report import Journal, Report, at_least, explained, table
 from imbert_hf.evaluation.stability.command import read_texts
 
 
 HELP = "time, memory and work against plain BERT"
-COLOURS = {"fixed_point": "tab:blue", "anderson": "tab:green", "gradient_descent": "tab:red"}
-OTHERS = {"FreeLB": ":", "R3F": "-.", "R-Drop": (0, (1, 4))}  # steps without a residual
 DEFAULTS: dict[str, list] = {
     "batch": [32],
     "length": [64],
@@ -39,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, help="of BERT, RoBERTa or ELECTRA, plain or implicit, folder or Hub id"
     )
-    parser.add_argument("--data", help="real text: one sentence a line; with --task, rows of a task (default: random)")
+    parser.add_argument(
+        "--data",
+        help="a text file, such as .txt, one sentence a line; with --task or --text-column, a table (default: random)",
+    )
     parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
     add_text_column(parser)
     parser.add_argument("--random", action="store_true", help="random tokens too, beside --data")
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace, journal: Journal, make: Make = make_variants) 
         "cells": cells,
     }
     head = f"{args.model}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, theta {args.theta:g}"
-    return Report(data, text(data, f"{head}, {args.repeats} rounds"), lambda: figure(data))
+    return Report(data, text(data, f"{head}, {args.repeats} rounds"), lambda: figure(data, head))
 
 
 def check(args: argparse.Namespace) -> None:
@@ -162,14 +163,22 @@ def text(data: dict[str, Any], head: str) -> str:
                 f"Gradient error: on the {converged['rows']} of {converged['of']} rows that a converged solve was "
                 f"found for (residual {converged['residual'] or float('nan'):.0e})."
             )
-    parts.append(
-        "Times and memory are ratios to BERT's; in brackets the quartiles of the rounds. F: evaluations of a layer, v: "
-        "vector-Jacobian products or backward passes, vv: backward passes of products, each per layer. Floor: F and v "
-        "at 1, the backward of a tracked evaluation or product at 2."
-    )
     if any(_quartile_width(row) > 0.2 for cell in data["cells"] for row in cell["rows"]):
         parts.append("Warning: some quartiles lie more than 20 % of their median apart; the machine was busy.")
-    return "\n\n".join(parts)
+    return explained(parts, WORDS)
+
+
+WORDS = {
+    "inference": "work a layer, of F evaluations, v vector-Jacobian products or backward passes, vv backward passes of "
+    "products",
+    "time": "of inference, a ratio to BERT's, as step and memory are; in brackets the quartiles of the rounds",
+    "/ floor": "to the least that this work can cost: F and v count 1, the backward of a tracked one 2",
+    "step": "of training, forward + backward",
+    "memory": "peak beside parameters and their gradients",
+    "residual": "mean of ||r|| / ||y|| over rows and implicit layers",
+    "gradient error": "||g - g*|| / ||g*|| to the gradient g* of converged solves",
+    "EX-BERT": "theta 0 and the layer field",
+}
 
 
 def milliseconds(seconds: list[float]) -> str:
@@ -209,94 +218,3 @@ def spread(timing: dict[str, Any]) -> str:
 def _quartile_width(row: dict[str, Any]) -> float:
     timings = [timing for timing in (row["inference"], row["training"]) if timing]
     return max((t["quartiles"][1] - t["quartiles"][0]) / t["ratio"] for t in timings)
-
-
-AXES = {
-    "iterations": "iterations",
-    "batch": "rows a batch",
-    "length": "tokens a row",
-    "implicit_layers": "implicit layers",
-}
-
-
-def figure(data: dict[str, Any]) -> Figure:
-    """Time against residual, a line of panels for each batch; below, how time grows with whatever was varied."""
-    cells = data["cells"]
-    train = any(row["training"] for cell in cells for row in cell["rows"])
-    gradients = list(dict.fromkeys(r["gradient"] for c in cells for r in c["rows"] if r["kind"] == "IM-BERT"))
-    panels: list[tuple[str, Any]] = [("inference", gradients[0]), *(("training", g) for g in gradients if train)]
-    varied = [axis for axis in AXES if len(_values(cells, axis)) > 1]
-    height, width = len(cells) + bool(varied), max(len(panels), len(varied))
-    picture = Figure(figsize=(5.5 * width, 4.5 * height), layout="constrained")
-    grid = picture.subplots(height, width, squeeze=False)
-    for axes in grid.flat:
-        axes.set_visible(False)
-    for cell, line in zip(cells, grid, strict=False):
-        for (phase, gradient), axes in zip(panels, line, strict=False):
-            axes.set_visible(True)
-            _draw(axes, cell, phase, gradient)
-            what = "inference" if phase == "inference" else f"training step, {gradient}"
-            layers = f", {cell['implicit_layers']} layers" if "implicit_layers" in varied else ""
-            axes.set_title(f"{what}; {cell['batch']} x {cell['length']}, {cell['text']}{layers}", fontsize=10)
-    for axis, axes in zip(varied, grid[-1], strict=False):
-        axes.set_visible(True)
-        _draw_growth(axes, cells, axis)
-    return picture
-
-
-def _values(cells: list[dict[str, Any]], axis: str) -> list[int]:
-    if axis == "iterations":
-        return sorted({row["iterations"] for cell in cells for row in cell["rows"] if row["kind"] == "IM-BERT"})
-    return sorted({cell[axis] for cell in cells})
-
-
-def _draw_growth(axes, cells: list[dict[str, Any]], axis: str) -> None:
-    """Of IM-BERT, with all else as in the first batch, and the most iterations where these are not what varies."""
-    others = [name for name in ("batch", "length", "implicit_layers", "text") if name != axis]
-    most = _values(cells, "iterations")[-1]
-    lines: dict[tuple, dict[int, float]] = {}
-    for cell in cells:
-        if any(cell[name] != cells[0][name] for name in others):
-            continue
-        for row in cell["rows"]:
-            if row["kind"] != "IM-BERT" or (axis != "iterations" and row["iterations"] != most):
-                continue
-            x = row[axis] if axis == "iterations" else cell[axis]
-            for phase, what in (("inference", "inference"), ("training", row["gradient"])):
-                if row[phase]:
-                    lines.setdefault((row["solver"], row["learning_rate"], what), {})[x] = row[phase]["ratio"]
-    marks = {"inference": "o-", "implicit": "s--", "one_step": "^:", "unrolled": "x-."}
-    for (solver, rate, what), points in lines.items():
-        label = solver.replace("_", " ") + ("" if rate is None else f", lr {rate:g}") + f", {what}"
-        x, y = zip(*sorted(points.items()), strict=True)
-        axes.plot(x, y, marks[what], color=COLOURS[solver], label=label, markersize=4)
-    of = "" if axis == "iterations" else f"; {most} iterations"
-    axes.set(xlabel=AXES[axis], ylabel="time / BERT", xticks=_values(cells, axis))
-    axes.set_title(f"growth with {AXES[axis]}{of}", fontsize=10)
-    axes.legend(fontsize=6)
-
-
-def _draw(axes, cell: dict[str, Any], phase: str, gradient: str) -> None:
-    lines: dict[tuple, dict[int, dict[str, Any]]] = {}
-    for row in cell["rows"]:
-        wanted = phase == "inference" or row["gradient"] == gradient  # at inference all gradients are one
-        if row["solver"] and row["residual"] and row[phase] and wanted:
-            lines.setdefault((row["kind"], row["solver"], row["learning_rate"]), {})[row["iterations"]] = row
-    for (kind, solver, rate), by_iterations in lines.items():
-        rows = [by_iterations[T] for T in sorted(by_iterations)]
-        residuals, timings = [row["residual"] for row in rows], [row[phase] for row in rows]
-        times = [timing["ratio"] for timing in timings]
-        spreads = [[abs(t["quartiles"][i] - t["ratio"]) for t in timings] for i in (0, 1)]
-        own, colour = kind == "IM-BERT", COLOURS[solver]
-        label = ("" if own else f"{kind}, ") + solver.replace("_", " ") + ("" if rate is None else f", lr {rate:g}")
-        mark = "o-" if own else "x:"
-        axes.errorbar(times, residuals, xerr=spreads, fmt=mark, color=colour, label=label, markersize=5)
-        if own:
-            axes.plot([timing["floor"] for timing in timings], residuals, "--", color=colour, alpha=0.5)
-    axes.plot([], [], "--", color="gray", label="floor")
-    axes.axvline(1, color="black", linewidth=1, label="BERT")
-    for row in cell["rows"]:
-        if row["kind"] in OTHERS and row[phase]:
-            axes.axvline(row[phase]["ratio"], color="gray", linestyle=OTHERS[row["kind"]], label=row["name"])
-    axes.set(yscale="log", xlabel="time / BERT", ylabel="relative residual")
-    axes.legend(fontsize=7)

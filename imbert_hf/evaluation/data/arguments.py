@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from imbert_hf.evaluation.data.classifier import model_labels
-from imbert_hf.evaluation.data.tables import CELLS, READERS, SPLITS, own_rows, own_task, read_table
-from imbert_hf.evaluation.data.tasks import TASKS, Row, Task, drawn, find_task, read_rows
-from imbert_hf.evaluation.report import at_least, table
+from imbert_hf.evaluation.data.tables import SPLITS, SUFFIXES, read_table
+from imbert_hf.evaluation.data.tasks import TASKS, Row, Task, find_task, own_task, read_rows
+from imbert_hf.evaluation.report import table
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +23,29 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser, "float32", "bfloat16", "float16")
 
 
+def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of a subcommand that attacks several models on the same data: which, on what, and where the texts go."""
+    parser.add_argument(
+        "--model", action="append", required=True, metavar="[NAME=]PATH", help="folder or Hub id; may be repeated"
+    )
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE.csv",
+        help="each attacked or noisy text beside its original, with both predictions; - prints them. The embedding "
+        "attack makes no text and is left out",
+    )
+
+
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """What to evaluate on: a task of GLUE, or a table of one's own."""
     parser.add_argument("--task", help=f"one of {', '.join(TASKS)}; without it --data is a table of your own")
-    kinds = f"{', '.join([*CELLS, *READERS])}, .txt, a folder of splits or a Hub id"
     parser.add_argument(
-        "--data", required=True, help=f"{kinds}; with --task, rows in GLUE's fields or AdvGLUE's format"
+        "--data",
+        required=True,
+        help=f"{', '.join(SUFFIXES)} (a text, a tab and a label a line), a folder of splits or a Hub id; with --task, "
+        "its columns are GLUE's, or it is AdvGLUE's",
     )
     add_text_column(parser)
     parser.add_argument("--label-column", help="of --data (default: label)")
@@ -41,20 +58,30 @@ def add_text_column(parser: argparse.ArgumentParser) -> None:
 
 def read_data(args: argparse.Namespace, model: str) -> tuple[Task, list[Row]]:
     """The task that the arguments name, or that the columns and the labels of the checkpoint `model` make, and rows."""
-    if args.task is not None:
-        for option in ("text_column", "label_column", "split"):
-            if getattr(args, option):
-                given = f"--{option.replace('_', '-')}"
-                raise ValueError(f"{given} is of a table of your own; --task has columns and labels of its own.")
-        return (task := find_task(args.task)), read_rows(args.data, task, limit=args.max_rows, seed=args.seed)
+    if args.task is None:
+        return read_own(args, model)
+    refuse_columns(args)
+    return (task := find_task(args.task)), read_rows(args.data, task, limit=args.max_rows, seed=args.seed)
+
+
+OWN = ("text_column", "original_column", "label_column", "split")  # arguments of a table of one's own
+
+
+def refuse_columns(args: argparse.Namespace) -> None:
+    if given := [name for name in OWN if getattr(args, name, None)]:
+        option = f"--{given[0].replace('_', '-')}"
+        raise ValueError(f"{option} is of a table of your own; --task has columns and labels of its own.")
+
+
+def read_own(args: argparse.Namespace, model: str) -> tuple[Task, list[Row]]:
+    """The task that the columns and the labels in the checkpoint `model` make, and its rows."""
     if not args.text_column:
         columns = ", ".join(map(repr, read_table(args.data, args.split)[0]))
         raise ValueError(f"--text-column is missing: it must name one or two columns of {args.data}, of {columns}.")
-    if args.max_rows is not None:
-        at_least(1, max_rows=args.max_rows)
     labels = model_labels(model, parse_label_map(args.label_map, own=True), args.trust_remote_code)
-    task = own_task(args.data, args.text_column, args.label_column or "label", labels)
-    return task, drawn(own_rows(args.data, task, args.split), args.max_rows, args.seed)
+    originals = getattr(args, "original_column", ())
+    task = own_task(args.data, args.text_column, args.label_column or "label", labels, originals)
+    return task, read_rows(args.data, task, args.split, limit=args.max_rows, seed=args.seed)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *dtypes: str) -> None:
@@ -141,9 +168,14 @@ def parse_models(texts: Sequence[str], task: str | None) -> list[Spec]:
     specs = [parse_model(text) for text in texts]
     if len({spec.name for spec in specs}) < len(specs):
         raise ValueError(f"--model names must differ, got {', '.join(spec.name for spec in specs)}.")
+    check_tasks(specs, task)
+    return specs
+
+
+def check_tasks(specs: Sequence[Spec], task: str | None) -> None:
+    """Raises ValueError for a model that is bound to another task."""
     if wrong := [spec for spec in specs if spec.task not in (None, task)]:
         raise ValueError(f"--model {wrong[0].path} is of {wrong[0].task}, and --task is {task or 'not given'}.")
-    return specs
 
 
 def parse_model(text: str) -> Spec:

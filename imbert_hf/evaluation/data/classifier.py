@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy
 import torch
+from scipy.special import softmax
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from imbert_hf.evaluation.data.loading import check_path, fingerprint, first_line, load_pretrained, longest_input
-from imbert_hf.evaluation.data.tables import plain_name
-from imbert_hf.evaluation.data.tasks import Task
+from imbert_hf.evaluation.data.tasks import Task, plain_name
 from imbert_hf.evaluation.report import at_least
 
 
@@ -109,6 +109,11 @@ class Prediction:
     def labels(self) -> numpy.ndarray:
         """(n,) GLUE's integers."""
         return self.logits.argmax(axis=1)
+
+    def answers(self) -> dict[str, Any]:
+        """`labels` and their `probabilities`, n each, as JSON can hold them."""
+        probabilities = softmax(self.logits.astype(numpy.float64), axis=1).max(axis=1)
+        return {"labels": self.labels.tolist(), "probabilities": probabilities.tolist()}
 
 
 def load_classifier(

@@ -1,20 +1,17 @@
-"""Labelled texts of one's own: any table that `datasets` reads, and the task that its columns make."""
+"""Tables: the rows of a file, a folder of splits or a dataset of the Hub, by column."""
 
 import contextlib
 import csv
+import json
 import logging
-import re
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from imbert_hf.evaluation.data.tasks import Row, Task
 
 
 # suffix -> how cells are told apart; a .tsv has no quotation marks but its texts' own, and neither tabs nor newlines
 CELLS: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
-READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}  # suffix -> the reader of `datasets`
+SUFFIXES = (*CELLS, ".json", ".jsonl", ".parquet", ".txt")
 SPLITS = ("test", "validation", "dev", "train")  # in the order in which one is taken to evaluate on
 
 
@@ -22,8 +19,9 @@ def read_table(data: str, split: str | None = None) -> list[dict[str, Any]]:
     """The rows of a table, by column.
 
     Args:
-        data: a file, .csv or .tsv with a header, .json, .jsonl, .parquet, or .txt, a text, a tab and a label a line
-            (columns "text" and "label"); a folder of such files named after their splits; or a dataset's id on the Hub.
+        data: a file, .csv or .tsv with a header, .json, a list of objects, .jsonl, an object a line, .parquet, or .txt,
+            a text, a tab and a label a line (columns "text" and "label"); a folder of such files named after their
+            splits; or a dataset's id on the Hub.
         split: of a folder or a dataset; None: the first there is of SPLITS.
 
     Raises:
@@ -46,7 +44,7 @@ def read_table(data: str, split: str | None = None) -> list[dict[str, Any]]:
 
 
 def _of_split(folder: Path, split: str | None) -> Path:
-    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in {*CELLS, *READERS, ".txt"}]
+    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
     files = {path.stem: path for path in tables}
     if len(files) < len(tables):
         raise ValueError(f"{folder} must hold one table a split, got {', '.join(path.name for path in tables)}.")
@@ -64,18 +62,18 @@ def _rows(path: Path, split: str | None) -> list[dict[str, Any]]:
             return _cells(csv.DictReader(file, **CELLS[suffix], strict=True))
     if suffix == ".txt":
         return _tabbed(path.read_text(encoding="utf-8-sig"))
-    if path.is_file() and path.stat().st_size == 0:
-        return []
-    if path.is_file() and suffix not in READERS:
-        raise ValueError(f"a file must end with one of {', '.join([*CELLS, *READERS, '.txt'])}")
-    if not path.is_file() and (suffix in READERS or len(path.parts) > 2):
+    if suffix in (".json", ".jsonl"):
+        return _objects(path.read_text(encoding="utf-8-sig"))
+    if path.is_file() and suffix != ".parquet":
+        raise ValueError(f"a file must end with one of {', '.join(SUFFIXES)}")
+    if not path.is_file() and (suffix == ".parquet" or len(path.parts) > 2):
         raise ValueError("there is no such file or folder")
     import datasets
 
     with _quiet(datasets), tempfile.TemporaryDirectory() as cache:
         if path.is_file():
             options: Any = {"data_files": str(path), "cache_dir": cache}
-            return _named(datasets.load_dataset(READERS[suffix], **options)["train"])
+            return _named(datasets.load_dataset("parquet", **options)["train"])
         found = datasets.load_dataset(str(path))
         chosen = split or next((name for name in SPLITS if name in found), next(iter(found)))
         if chosen not in found:
@@ -98,18 +96,45 @@ def _named(rows: Any) -> list[dict[str, Any]]:
 
 def _cells(reader: csv.DictReader) -> list[dict[str, Any]]:
     """Cells are texts: "NA", "1" and "" are what they look like."""
-    rows = []
+    rows, names = [], []
     try:
+        names = list(reader.fieldnames or ())
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the header has {twice[0]!r} twice")
         for row in reader:
             if None in row or None in row.values():
                 got = sum(value is not None for name, value in row.items() if name is not None) + len(row.get(None, ()))
-                raise ValueError(
-                    f"line {reader.line_num} has {got} cells, and the header {len(reader.fieldnames or ())}"
-                )
+                raise ValueError(f"line {reader.line_num} has {got} cells, and the header {len(names)}")
             rows.append(row)
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from None
     return rows
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """Of a JSON list, or of JSON lines."""
+    try:
+        content = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as whole:
+        content = []
+        for number, line in enumerate(text.split("\n"), start=1):  # U+2028 and its like end no line
+            try:
+                content += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                if not content:
+                    raise whole from None  # which names the line of a list that is broken
+                raise ValueError(f"line {number} is not JSON: {error.msg}, column {error.colno}") from None
+    return objects(content if isinstance(content, list) else [content])  # JSON lines may be one line
+
+
+def objects(content: Any) -> list[dict[str, Any]]:
+    """What is read of a JSON file, if it is a list of objects."""
+    if not isinstance(content, list):
+        raise ValueError(f"it must hold a list of rows, got {type(content).__name__}")
+    for i, row in enumerate(content, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {i} must be a JSON object, got {type(row).__name__}")
+    return content
 
 
 def _tabbed(text: str) -> list[dict[str, Any]]:
@@ -141,73 +166,3 @@ def _quiet(datasets: Any):
             logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()
-
-
-def own_task(data: str, text_columns: Sequence[str], label_column: str, labels: Sequence[str]) -> Task:
-    """The task of a table: its text columns, one or two, and what the model's outputs are called, in their order."""
-    if not 1 <= len(text_columns) <= 2 or len({*text_columns}) < len(text_columns):
-        raise ValueError(f"--text-column must be given once or, for pairs, twice, got {', '.join(text_columns)}.")
-    return Task(Path(data).stem, tuple(text_columns), tuple(labels), label_column)
-
-
-def own_rows(data: str, task: Task, split: str | None = None) -> list[Row]:
-    """The rows of a table as those of a task.
-
-    Raises:
-        ValueError: what `read_table` raises; a column is missing; a row has no text or a label that is no label of the
-            task. Labels are names, whatever their case and punctuation, or indices of the model's outputs.
-    """
-    rows = read_table(data, split)
-    check_columns(data, rows, [*task.fields, task.label_column])
-    return [_own_row(f"{data}, row {i}", row, task) for i, row in enumerate(rows, start=1)]
-
-
-def own_texts(data: str, text_columns: Sequence[str], split: str | None = None) -> list[tuple[str, ...]]:
-    """The texts of a table that need no label."""
-    rows = read_table(data, split)
-    check_columns(data, rows, text_columns)
-    return [texts_of(f"{data}, row {i}", row, text_columns) for i, row in enumerate(rows, start=1)]
-
-
-def check_columns(data: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    if missing := [name for name in columns if name not in rows[0]]:
-        raise ValueError(f"{data} has no column {missing[0]!r}; the columns there: {', '.join(map(repr, rows[0]))}.")
-
-
-def _own_row(place: str, row: dict[str, Any], task: Task) -> Row:
-    return Row(texts_of(place, row, task.fields), label_index(place, row[task.label_column], task))
-
-
-def texts_of(place: str, row: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
-    texts = tuple("" if row[name] is None else row[name] for name in columns)
-    for name, text in zip(columns, texts, strict=True):
-        if not isinstance(text, str):
-            raise ValueError(f"{place}: {name!r} must be a text, got {text!r:.60}.")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{place}: {name!r} holds half a character, a lone surrogate, in {text!r:.60}.") from None
-    if not any(text.strip() for text in texts):  # one of a pair may be empty
-        raise ValueError(f"{place}: {', '.join(columns)} must hold a text, got blanks.")
-    return texts
-
-
-def plain_name(label: Any) -> str:
-    """A label without case and punctuation, which no two of a model's may share."""
-    return re.sub(r"\W|_", "", str(label).casefold())
-
-
-def label_index(place: str, value: Any, task: Task) -> int:
-    """The index of the model's output that a label of the data names."""
-    text = str(value).strip()
-    for same in (str.strip, plain_name):
-        found = [i for i, label in enumerate(task.labels) if same(label) == same(text)]
-        if len(found) == 1:
-            return found[0]
-    if not found and re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) < len(task.labels):
-        return int(float(text))
-    what = "is several of" if found else "is none of"
-    raise ValueError(
-        f"{place}: {task.label_column!r} {value!r} {what} the model's labels, {', '.join(task.labels)}; --label-map "
-        f"{text or 'NAME'}=INDEX says which output it is."
-    )

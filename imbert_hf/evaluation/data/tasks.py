@@ -1,25 +1,36 @@
-"""The tasks of AdvGLUE, with GLUE's fields and labels, and the rows to evaluate on."""
+"""Tasks, those of AdvGLUE with GLUE's fields and labels or of a table of one's own, and their rows."""
 
-import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 
+from imbert_hf.evaluation.data.tables import objects, read_table
 from imbert_hf.evaluation.report import at_least
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: its text fields, and the names of its labels in the order of the data's integers, GLUE's or a model's."""
+    """A task: the columns of its texts, one or two, and of its label, and the labels' names.
+
+    Attributes:
+        name: what tables call it.
+        fields: columns of the texts.
+        labels: names in the order of the data's integers, GLUE's or a model's.
+        label_column: of the label.
+        originals: columns of the texts before they were attacked, in the order of `fields`; () where there are none.
+        problem_type: as Transformers has them.
+    """
 
     name: str
     fields: tuple[str, ...]
     labels: tuple[str, ...]
     label_column: str = "label"
-    problem_type: str = "single_label_classification"  # as Transformers has them
+    originals: tuple[str, ...] = ()
+    problem_type: str = "single_label_classification"
 
     @property
     def own(self) -> bool:
@@ -29,14 +40,14 @@ class Task:
 
 _NLI = ("entailment", "neutral", "contradiction")
 TASKS = {
-    task.name: task
-    for task in (
-        Task("sst2", ("sentence",), ("negative", "positive")),
-        Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate")),
-        Task("mnli", ("premise", "hypothesis"), _NLI),
-        Task("mnli-mm", ("premise", "hypothesis"), _NLI),
-        Task("qnli", ("question", "sentence"), ("entailment", "not_entailment")),
-        Task("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    name: Task(name, fields, labels, originals=tuple(f"original_{field}" for field in fields))
+    for name, fields, labels in (
+        ("sst2", ("sentence",), ("negative", "positive")),
+        ("qqp", ("question1", "question2"), ("not_duplicate", "duplicate")),
+        ("mnli", ("premise", "hypothesis"), _NLI),
+        ("mnli-mm", ("premise", "hypothesis"), _NLI),
+        ("qnli", ("question", "sentence"), ("entailment", "not_entailment")),
+        ("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
     )
 }
 HUB = "AI-Secure/adv_glue"
@@ -48,16 +59,28 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
+def own_task(
+    data: str, text_columns: Sequence[str], label_column: str, labels: Sequence[str], originals: Sequence[str] = ()
+) -> Task:
+    """The task of a table: its columns, and what the model's outputs are called, in their order."""
+    if not 1 <= len(text_columns) <= 2 or len({*text_columns}) < len(text_columns):
+        raise ValueError(f"--text-column must be given once or, for pairs, twice, got {', '.join(text_columns)}.")
+    if len(originals) not in (0, len(text_columns)):
+        raise ValueError(f"--original-column must be given once for each --text-column, got {', '.join(originals)}.")
+    return Task(Path(data).stem, tuple(text_columns), tuple(labels), label_column, tuple(originals))
+
+
 @dataclass(frozen=True)
 class Row:
     """One example.
 
     Attributes:
         texts: the task's fields, in its order.
-        label: GLUE's integer.
+        label: GLUE's integer, or the index of a model's output.
         original: the texts before they were attacked, where the data tells; else None.
         construction: "word", "sentence" or "human", where annotated.
         method: the attack that made the row, where annotated.
+        index: of the row in the data, from 0.
     """
 
     texts: tuple[str, ...]
@@ -65,27 +88,50 @@ class Row:
     original: tuple[str, ...] | None = None
     construction: str | None = None
     method: str | None = None
+    index: int | None = None
 
 
-def read_rows(data: str | Path, task: Task, *, limit: int | None = None, seed: int = 0) -> list[Row]:
-    """Rows of a task from a file, or from the Hub.
+def read_rows(
+    data: str | Path, task: Task, split: str | None = None, *, limit: int | None = None, seed: int = 0
+) -> list[Row]:
+    """The rows of a table as those of a task.
 
     Args:
-        data: a JSON file in AdvGLUE's format (task -> list of rows: dev.json, dev_ann.json, test_ann.json), a JSON
-            list of rows, JSON lines in GLUE's fields, or the Hub id "AI-Secure/adv_glue".
-        task: whose fields and labels are read.
-        limit: keep that many rows, drawn with `seed` and kept in the file's order; None: all.
+        data: what `read_table` reads; for a task of GLUE also a JSON file of AdvGLUE, task -> list of rows (dev.json,
+            dev_ann.json, test_ann.json), and the Hub id "AI-Secure/adv_glue". Columns `method` and `data_construction`
+            are those of AdvGLUE.
+        task: whose columns and labels are read.
+        split: of a folder or a dataset of the Hub; None: as `read_table` chooses.
+        limit: keep that many rows, drawn with `seed` and kept in the data's order; None: all.
 
     Raises:
-        ValueError: the file cannot be read, lacks the task, is empty, or a row lacks a text or a label of the task.
+        ValueError: what `read_table` raises; a column is missing; a row has no text or a label that is no label of the
+            task. Labels are names, whatever their case and punctuation, or indices.
     """
     if limit is not None:
         at_least(1, max_rows=limit)
-    found = _from_hub(task) if str(data) == HUB else _from_file(Path(data), task)
-    rows = [_row(place, row, task) for place, row in found]
-    if not rows:
-        raise ValueError(f"{data} holds no row of {task.name}.")
-    return drawn(rows, limit, seed)
+    rows = _of_hub(task) if str(data) == HUB and not task.own else read_table(str(data), split)
+    if not task.own and len(rows) == 1 and (there := [name for name in rows[0] if name in TASKS]):
+        if task.name not in there:
+            raise ValueError(f"{data} has no task {task.name!r}; the tasks there: {', '.join(there)}.")
+        try:
+            rows = objects(rows[0][task.name])
+        except ValueError as error:
+            raise ValueError(f"{data}, {task.name}: {error}.") from None
+        if not rows:
+            raise ValueError(f"{data} holds no row of {task.name}.")
+    check_columns(data, rows, [*task.fields, task.label_column, *(task.originals if task.own else ())])
+    return drawn([_row(f"{data}, row {i + 1}", i, row, task) for i, row in enumerate(rows)], limit, seed)
+
+
+def _of_hub(task: Task) -> list[dict[str, Any]]:
+    import datasets
+
+    name = "adv_" + task.name.replace("-mm", "_mismatched")
+    try:
+        return datasets.load_dataset(HUB, name, split="validation").to_list()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{HUB} ({name}) cannot be loaded, pass a file: {str(error).splitlines()[0]}") from None
 
 
 def drawn(rows: Sequence[Any], limit: int | None, seed: int) -> list[Any]:
@@ -95,68 +141,73 @@ def drawn(rows: Sequence[Any], limit: int | None, seed: int) -> list[Any]:
     return [rows[i] for i in sorted(numpy.random.default_rng(seed).choice(len(rows), limit, replace=False))]
 
 
-def _from_hub(task: Task) -> Iterable[tuple[str, Any]]:
-    import datasets
-
-    name = "adv_" + task.name.replace("-mm", "_mismatched")
-    try:
-        rows = datasets.load_dataset(HUB, name, split="validation")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{HUB} ({name}) cannot be loaded, pass a file: {str(error).splitlines()[0]}") from None
-    return ((f"{HUB}, row {i}", row) for i, row in enumerate(rows))
+def own_texts(data: str, text_columns: Sequence[str], split: str | None = None) -> list[tuple[str, ...]]:
+    """The texts of a table that need no label."""
+    rows = read_table(data, split)
+    check_columns(data, rows, text_columns)
+    return [texts_of(f"{data}, row {i}", row, text_columns) for i, row in enumerate(rows, start=1)]
 
 
-def _from_file(path: Path, task: Task) -> Iterable[tuple[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # of Windows, too
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty; it must hold rows of {task.name}.")
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return _json_lines(path, text)
-    if isinstance(content, dict) and {*task.fields, "label"} & set(content):  # JSON lines, of one line
-        content = [content]
-    if isinstance(content, dict):
-        if task.name not in content:
-            there = ", ".join(name for name in content if name in TASKS) or "none of AdvGLUE's"
-            raise ValueError(f"{path} has no task {task.name!r}; the tasks there: {there}.")
-        content = content[task.name]
-    if not isinstance(content, list):
-        raise ValueError(f"{path} must hold a list of rows of {task.name}, got {type(content).__name__}.")
-    return ((f"{path}, {task.name} row {i}", row) for i, row in enumerate(content))
+def check_columns(data: str | Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    if missing := [name for name in columns if name not in rows[0]]:
+        raise ValueError(f"{data} has no column {missing[0]!r}; the columns there: {', '.join(map(repr, rows[0]))}.")
 
 
-def _json_lines(path: Path, text: str) -> Iterable[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}, line {number}", json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from None
-
-
-def _row(place: str, row: Any, task: Task) -> Row:
-    if not isinstance(row, dict):
-        raise ValueError(f"{place} must be a JSON object, got {type(row).__name__}.")
-    for name in task.fields:
-        if not isinstance(row.get(name), str):
-            raise ValueError(f"{place}: {name!r} must be a text, got {row.get(name)!r}.")
-    if not any(row[name].strip() for name in task.fields):  # one of a pair may be
-        raise ValueError(f"{place}: {', '.join(task.fields)} must hold a text, got blanks.")
-    label = row.get("label")
-    if type(label) is not int or not 0 <= label < len(task.labels):
-        allowed = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
-        raise ValueError(f"{place}: 'label' must be one of {allowed}, got {label!r}.")
-    originals = [row.get(f"original_{name}") for name in task.fields]
+def _row(place: str, index: int, row: dict[str, Any], task: Task) -> Row:
+    texts = texts_of(place, row, task.fields)
+    original = None
+    # A pair is attacked in one of its texts, and only that one needs an original.
+    if any(row.get(name) for name in task.originals):
+        known = {name: row.get(name) or text for name, text in zip(task.originals, texts, strict=True)}
+        original = texts_of(place, known, task.originals)
     return Row(
-        texts=tuple(row[name] for name in task.fields),
-        label=label,
-        # A pair is attacked in one of its texts, and only that one has an original.
-        original=tuple(o or row[n] for o, n in zip(originals, task.fields, strict=True)) if any(originals) else None,
-        construction=row.get("data_construction"),
-        method=row.get("method"),
+        texts,
+        label_index(place, row.get(task.label_column), task),
+        original,
+        construction=_told(row.get("data_construction")),
+        method=_told(row.get("method")),
+        index=index,
     )
+
+
+def _told(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def texts_of(place: str, row: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+    for name in columns:
+        if name not in row:  # of JSON, whose rows may differ
+            raise ValueError(f"{place} has no {name!r}.")
+    texts = tuple("" if row[name] is None else row[name] for name in columns)
+    for name, text in zip(columns, texts, strict=True):
+        if not isinstance(text, str):
+            raise ValueError(f"{place}: {name!r} must be a text, got {text!r:.60}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{place}: {name!r} holds half a character, a lone surrogate, in {text!r:.60}.") from None
+    if not any(text.strip() for text in texts):  # one of a pair may be empty
+        raise ValueError(f"{place}: {', '.join(columns)} must hold a text, got blanks.")
+    return texts
+
+
+def plain_name(label: Any) -> str:
+    """A label without case and punctuation, which no two of a model's may share."""
+    return re.sub(r"\W|_", "", str(label).casefold())
+
+
+def label_index(place: str, value: Any, task: Task) -> int:
+    """The index of the label that a label of the data names, or is."""
+    text = str(value).strip()
+    for same in (str.strip, plain_name):
+        found = [i for i, label in enumerate(task.labels) if same(label) == same(text)]
+        if len(found) == 1:
+            return found[0]
+    if not found and re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) < len(task.labels):
+        return int(float(text))
+    what = "is several of" if found else "is none of"
+    labels, hint = ", ".join(f"{i} ({label})" for i, label in enumerate(task.labels)), ""
+    if task.own:
+        labels = f"the model's labels, {', '.join(task.labels)}"
+        hint = f"; --label-map {text or 'NAME'}=INDEX says which output it is"
+    raise ValueError(f"{place}: {task.label_column!r} {value!r:.60} {what} {labels}{hint}.")

@@ -1,26 +1,21 @@
 """How a small change of the input grows through the layers of BERT, EX-BERT and IM-BERT with the same weights."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import numpy
-from matplotlib.figure import Figure
-
 from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
 from imbert_hf.evaluation.data.loading import fingerprint, load_encoder
-from imbert_hf.evaluation.data.tables import CELLS, READERS, own_texts
-from imbert_hf.evaluation.data.tasks import TASKS, drawn, find_task, read_rows
-from imbert_hf.evaluation.report import Journal, Report, at_least, percent, table
+from imbert_hf.evaluation.data.tables import SUFFIXES
+from imbert_hf.evaluation.data.tasks import TASKS, drawn, find_task, own_texts, read_rows
+from imbert_hf.evaluation.report import Journal, Report, at_least, explained, percent, table
 from imbert_hf.evaluation.stability.layers import THETAS, stability
-from imbert_hf.evaluation.stability.spectrum import stability_function
+from imbert_hf.evaluation.stability.picture import columns, figure, groups
 
 
 HELP = "growth of perturbations, spectra and convergence of the layers"
-REGIONS = {0.0: "tab:red", 0.5: "tab:green", 1.0: "tab:blue"}
-COLOURS = ("tab:red", "tab:orange", "tab:blue")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, help="of BERT, RoBERTa or ELECTRA, plain or implicit, folder or Hub id"
     )
     parser.add_argument(
-        "--data", required=True, help="a text file, one sentence a line; with --task or --text-column, a table"
+        "--data",
+        required=True,
+        help="a text file, such as .txt, one sentence a line; with --task or --text-column, a table",
     )
     parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
     add_text_column(parser)
@@ -56,7 +53,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     data = stability(model, tokenizer, texts, **options, journal=journal, progress=not args.quiet)
     data["fingerprint"] = fingerprint(args.model, model.config)
     data["summary"] = summarise(data)
-    return Report(data, text(data), lambda: figure(data))
+    return Report(data, text(data), lambda: figure(data, f"{args.model}, {Path(args.data).name}"))
 
 
 def read_texts(
@@ -85,7 +82,7 @@ def read_texts(
     if columns:
         return drawn([texts if len(texts) > 1 else texts[0] for texts in own_texts(str(data), columns)], limit, seed)
     path = Path(data)
-    if path.suffix in (*CELLS, *READERS):
+    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".txt":
         raise ValueError(f"{data} is a table; say with --text-column, or --task, which of its columns hold texts.")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -104,42 +101,40 @@ def summarise(data: dict[str, Any]) -> dict[str, Any]:
     return {
         "growth": [
             {"connection": connection, "direction": direction}
-            | {name: _columns(fmean, [r[name] for r in rows]) for name in ("ratio", "relative")}
-            for (connection, direction), rows in _groups(data["growth"], "connection", "direction").items()
+            | {name: columns(fmean, [r[name] for r in rows]) for name in ("ratio", "relative")}
+            for (connection, direction), rows in groups(data["growth"], "connection", "direction").items()
         ],
         "spectrum": [
             {"layer": layer}
-            | {name: _columns(median, [[r[name]] for r in rows])[0] for name in ("spectral_radius", "norm")}
-            | {"amplification": {t: _columns(median, [[r["amplification"][t]] for r in rows])[0] for t in AMPLIFIED}}
+            | {name: columns(median, [[r[name]] for r in rows])[0] for name in ("spectral_radius", "norm")}
+            | {"amplification": {t: columns(median, [[r["amplification"][t]] for r in rows])[0] for t in AMPLIFIED}}
             | {"eigenvalues_converged": fmean(r["eigenvalues_converged"] for r in rows)}
             | {"norm_converged": fmean(r["norm_converged"] for r in rows)}
-            for (layer,), rows in _groups(data["spectrum"], "layer").items()
+            for (layer,), rows in groups(data["spectrum"], "layer").items()
         ],
         "residuals": [
-            {"layer": layer, "solver": solver, "residual": _columns(median, [r["residual"] for r in rows])}
-            for (layer, solver), rows in _groups(data["residuals"], "layer", "solver").items()
+            {"layer": layer, "solver": solver, "residual": columns(median, [r["residual"] for r in rows])}
+            for (layer, solver), rows in groups(data["residuals"], "layer", "solver").items()
         ],
         "convergence": [
             {"theta": theta, "step_size": step_size, "share": fmean(r["converged"] for r in rows)}
-            for (theta, step_size), rows in _groups(data["convergence"], "theta", "step_size").items()
+            for (theta, step_size), rows in groups(data["convergence"], "theta", "step_size").items()
         ],
     }
 
 
+WORDS = {
+    "random": "a small change d of the word embeddings in a random direction",
+    "worst": "in the direction found to grow most",
+    "EX-BERT": "theta 0 and the layer field",
+    "spectral radius": "the largest |eigenvalue|",
+    "norm": "the most that a vector is enlarged",
+    "|R|, theta": "how much a step of that theta enlarges an eigenvector; below 1 it is damped",
+    "gamma": "the step size",
+}
+
+
 AMPLIFIED = tuple(f"{theta:g}" for theta in THETAS)
-
-
-def _groups(records: list[dict[str, Any]], *names: str) -> dict[tuple, list[dict[str, Any]]]:
-    groups: dict[tuple, list[dict[str, Any]]] = {}
-    for record in records:
-        groups.setdefault(tuple(record[name] for name in names), []).append(record)
-    return groups
-
-
-def _columns(average: Callable, rows: list[list[float | None]]) -> list[float | None]:
-    """The average of each column; what is None counts as infinite."""
-    columns = [average([float("inf") if v is None else v for v in column]) for column in zip(*rows, strict=True)]
-    return [None if value == float("inf") else value for value in columns]
 
 
 def text(data: dict[str, Any]) -> str:
@@ -176,78 +171,12 @@ def text(data: dict[str, Any]) -> str:
     shown = sorted({min(config["im_iterations"], last), last})
     rows = [
         {"layer": layer} | {f"{r['solver']} {k}": r["residual"][k] for r in of_layer for k in shown}
-        for (layer,), of_layer in _groups(summary["residuals"], "layer").items()
+        for (layer,), of_layer in groups(summary["residuals"], "layer").items()
     ]
     parts.append(f"Relative residual after {' and '.join(map(str, shown))} iterations, median\n{table(rows)}")
     rows = [
         {"theta": theta} | {f"gamma {r['step_size']:g}": percent(r["share"]) for r in of_theta}
-        for (theta,), of_theta in _groups(summary["convergence"], "theta").items()
+        for (theta,), of_theta in groups(summary["convergence"], "theta").items()
     ]
     parts.append(f"Solves by {config['im_solver']} that converge in {last} iterations, percent\n{table(rows)}")
-    return "\n\n".join(parts)
-
-
-def figure(data: dict[str, Any]) -> Figure:
-    """Four panels: growth, region of stability, residuals, convergence."""
-    picture = Figure(figsize=(12, 9), layout="constrained")
-    panels = picture.subplots(2, 2)
-    for draw, axes in zip((_draw_growth, _draw_region, _draw_residuals, _draw_convergence), panels.flat, strict=True):
-        draw(axes, data)
-    return picture
-
-
-def _finite(values: Sequence[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
-
-
-def _draw_growth(axes, data) -> None:
-    colours = dict(zip(data["connections"], COLOURS, strict=True))
-    for g in data["summary"]["growth"]:
-        worst = g["direction"] == "worst"
-        style = {"color": colours[g["connection"]], "linestyle": "-" if worst else "--", "marker": "o", "markersize": 3}
-        axes.plot(_finite(g["relative"]), label=f"{g['connection']}, {g['direction']}", **style)
-    axes.set(yscale="log", xlabel="layer l", title="relative difference $||h_l(x+d) - h_l(x)|| / ||h_l(x)||$")
-    axes.legend(fontsize=8)
-
-
-def _draw_region(axes, data) -> None:
-    z = [(layer["layer"], complex(*value)) for layer in data["spectrum"] for value in layer["z"]]
-    reach = max([2.5] + [1.1 * max(abs(value.real), abs(value.imag)) for _, value in z])
-    across, up = numpy.meshgrid(numpy.linspace(-reach, reach, 400), numpy.linspace(-reach, reach, 400))
-    for theta, colour in REGIONS.items():
-        size = abs(stability_function(across + 1j * up, theta))
-        axes.contour(across, up, size, [1.0], colors=[colour])
-        axes.contourf(across, up, size, [0, 1], colors=[colour], alpha=0.08)
-        axes.plot([], [], color=colour, label=f"$|R(z)| = 1$, theta {theta:g}")
-    if z:
-        layers, values = zip(*z, strict=True)
-        points = axes.scatter([v.real for v in values], [v.imag for v in values], 12, layers, cmap="viridis", zorder=3)
-        axes.figure.colorbar(points, ax=axes, label="layer", ticks=sorted(set(layers)))
-    axes.set(
-        xlabel="Re z", ylabel="Im z", aspect="equal", title="leading eigenvalues z; shaded: stable, $|R(z)| \\leq 1$"
-    )
-    axes.legend(fontsize=8, loc="upper left")
-
-
-def _draw_residuals(axes, data) -> None:
-    solvers = _groups(data["summary"]["residuals"], "solver")
-    for (solver,), colour in zip(solvers, COLOURS, strict=False):
-        rows = [r["residual"] for r in solvers[(solver,)]]
-        for row in rows:
-            axes.plot(_finite(row), color=colour, linewidth=0.6, alpha=0.5)
-        axes.plot(_finite(_columns(median, rows)), color=colour, linewidth=2, label=solver.replace("_", " "))
-    axes.axhline(1e-2, color="gray", linestyle=":")
-    axes.set(yscale="log", xlabel="iteration", title="relative residual; thin: each layer, thick: their median")
-    axes.legend(fontsize=8)
-
-
-def _draw_convergence(axes, data) -> None:
-    for (theta,), rows in _groups(data["summary"]["convergence"], "theta").items():
-        axes.plot(
-            [r["step_size"] for r in rows], [100 * r["share"] for r in rows], marker="o", label=f"theta {theta:g}"
-        )
-    axes.set(xscale="log", xlabel="step size gamma", ylim=(-3, 103), title="solves that converge, percent")
-    step_sizes = sorted({r["step_size"] for r in data["summary"]["convergence"]})
-    axes.set_xticks(step_sizes, [f"{step_size:g}" for step_size in step_sizes])
-    axes.set_xticks([], minor=True)
-    axes.legend(fontsize=8)
+    return explained(parts, WORDS)
