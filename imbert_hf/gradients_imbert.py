@@ -42,6 +42,40 @@ def _in_vmap() -> bool:
     return torch._C._functorch.peek_interpreter_stack().key() == torch._C._functorch.TransformType.Vmap
 
 
+class RandomState:
+    """The random state that a device's layers draw from, as it is now.
+
+    Within `again` it is set once more: the same calls draw the same masks, and leave the state as it was found.
+    """
+
+    def __init__(self, device: torch.device):
+        self.sources: list[tuple[Callable, Callable]] = [(torch.get_rng_state, torch.set_rng_state)]
+        if device.type not in ("cpu", "meta"):
+            module, where = torch.get_device_module(device), {"device": device} if device.type != "mps" else {}
+            self.sources.append((partial(module.get_rng_state, **where), partial(module.set_rng_state, **where)))
+        self.states = self._get()
+
+    def _get(self) -> list[Tensor]:
+        return [get() for get, _ in self.sources]
+
+    def _set(self, states: list[Tensor]) -> None:
+        for (_, put), state in zip(self.sources, states, strict=True):
+            put(state)
+
+    @property
+    def moved(self) -> bool:
+        return any(not torch.equal(new, old) for new, old in zip(self._get(), self.states, strict=True))
+
+    @contextlib.contextmanager
+    def again(self):
+        found = self._get()
+        try:
+            self._set(self.states)
+            yield
+        finally:
+            self._set(found)
+
+
 class FixedMap:
     """F as one fixed function: every evaluation in a forward is the first one again.
 
@@ -55,10 +89,9 @@ class FixedMap:
     """
 
     def __init__(self, layer: Any, x: Tensor):
-        self.layer, self.kind = layer, x.device.type
+        self.layer, self.device, self.kind = layer, x.device, x.device.type
         self.random = getattr(layer, "draws", getattr(layer, "training", True))
-        self.sources = _random_sources(x.device) if self.random else []
-        self.states: list[Tensor] = []
+        self.state: RandomState | None = None
         self.autocast = torch.is_grad_enabled() and not functional() and _autocast(self.kind)
 
     def __call__(self, y: Tensor) -> Tensor:
@@ -71,21 +104,13 @@ class FixedMap:
             return evaluate(y)
 
     def _replayed(self, y: Tensor) -> Tensor:
-        outer = [get() for get, _ in self.sources]
-        if not self.states:
-            self.states, Fy = outer, self.layer(y)
-            if not torch.compiler.is_compiling():  # what drew nothing has nothing to replay
-                self.random = any(not torch.equal(new[0](), old) for new, old in zip(self.sources, outer, strict=True))
-            return Fy
-        try:
-            self._set(self.states)
-            return self.layer(y)
-        finally:
-            self._set(outer)
-
-    def _set(self, states: list[Tensor]) -> None:
-        for (_, put), state in zip(self.sources, states, strict=True):
-            put(state)
+        if self.state is not None:
+            with self.state.again():
+                return self.layer(y)
+        self.state, Fy = RandomState(self.device), self.layer(y)
+        if not torch.compiler.is_compiling():  # what drew nothing has nothing to replay
+            self.random = self.state.moved
+        return Fy
 
     @property
     def selects(self) -> bool:
@@ -96,15 +121,6 @@ class FixedMap:
         part = copy.copy(self)
         part.layer = self.layer.select(rows)
         return part
-
-
-def _random_sources(device: torch.device) -> list[tuple[Callable, Callable]]:
-    """What reads and what sets each random state that a layer on the device may draw from."""
-    sources: list[tuple[Callable, Callable]] = [(torch.get_rng_state, torch.set_rng_state)]
-    if device.type not in ("cpu", "meta"):
-        module, where = torch.get_device_module(device), {"device": device} if device.type != "mps" else {}
-        sources.append((partial(module.get_rng_state, **where), partial(module.set_rng_state, **where)))
-    return sources
 
 
 class _Keep(torch.autograd.Function):
