@@ -512,8 +512,13 @@ def implicit_step(
     return checked_step(layer, x, method, solver, gradient, initial_guess, iterations, tolerance, padding)
 
 
-def checked_step(layer, x, method, solver, gradient, initial_guess, iterations, tolerance, padding) -> Solution:
-    """implicit_step with arguments that are right, and the padding (batch, length, 1) for its mask."""
+def checked_step(
+    layer, x, method, solver, gradient, initial_guess, iterations, tolerance, padding, track_guess=False
+) -> Solution:
+    """implicit_step with arguments that are right, and the padding (batch, length, 1) for its mask.
+
+    With `track_guess` Solution.guess has its gradient in every mode.
+    """
     (s, c), explicit = method.weights, initial_guess == "explicit"
     if s == 0 or iterations == 0:
         F = FixedMap(layer, x) if s else layer
@@ -523,22 +528,24 @@ def checked_step(layer, x, method, solver, gradient, initial_guess, iterations, 
             b = method.euler(x, Fx, method.step_size - s)
             return Relation(b, s, c, padding).relative_residual(y, F(y) if s else y)
 
-        return Solution(method.euler(x, Fx, method.step_size) if s == 0 or explicit else x, 0, None, tolerance, measure)
+        guess = method.euler(x, Fx, method.step_size) if s == 0 or explicit else x
+        return Solution(guess, 0, None, tolerance, measure, guess)
     _refuse(layer, x, solver, gradient)
     F, graph = FixedMap(layer, x), torch.is_grad_enabled()
+    tracked = method.theta < 1 or gradient.unrolled or track_guess
     known = x.requires_grad or functional()  # whose tensors do not tell
     if explicit or method.theta < 1 or (graph and not known):
         # Where x has no gradient F(x) tells whether F itself has: a frozen layer builds no graph.
-        with _grad_mode(graph and (method.theta < 1 or gradient.unrolled or not known)):
+        with _grad_mode(graph and (tracked or not known)):
             Fx = F(x)
         graph = graph and (known or Fx.requires_grad)
-        if graph and method.theta == 1 and not gradient.unrolled:
+        if graph and not tracked:
             Fx = Fx.detach()
     with _grad_mode(graph):
         b = x if method.theta == 1 else method.euler(x, Fx, method.step_size - s)
         guess = method.euler(x, Fx, method.step_size) if explicit else x
         problem = _Problem(F, x, Relation(b, s, c, padding), solver, guess, iterations, tolerance)
-        return gradient.solve(problem) if graph else problem.solve()
+        return replace(gradient.solve(problem) if graph else problem.solve(), guess=guess)
 
 
 def _grad_mode(wanted: bool):
