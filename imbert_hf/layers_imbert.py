@@ -10,7 +10,7 @@ import contextlib
 import copy
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from typing import Any, ClassVar
 
@@ -175,6 +175,11 @@ def _report_non_finite(solved: Tensor) -> None:
         )
 
 
+def may_draw(modules: Iterable[nn.Module]) -> bool:
+    """Of modules in training. A compiler has to know beforehand; else the first evaluation tells."""
+    return not torch.compiler.is_compiling() or any(getattr(module, "p", 0) > 0 for module in modules)
+
+
 class LayerMap:
     """h -> F(h), the plain layer under one forward's mask and arguments; what implicit_step calls the layer."""
 
@@ -199,9 +204,7 @@ class LayerMap:
         while level := [child for part in level for child in part._modules.values() if child is not None]:
             self.parts += level  # layer.modules() takes ten times as long
         self.training = layer.training or any(part.training for part in self.parts)
-        # A compiler has to know beforehand; else the first evaluation tells.
-        compiling = torch.compiler.is_compiling()
-        self.draws = self.training and (not compiling or any(getattr(part, "p", 0) > 0 for part in self.parts))
+        self.draws = self.training and may_draw(self.parts)
 
     @property
     def selects(self) -> bool:
@@ -345,7 +348,7 @@ def _add_consistency(model: Any, outputs: Any, im_pass: Pass, labels: Tensor | N
             warnings.warn(
                 f"im_consistency is {weight} and its loss was not added: no labels reached the model, which the "
                 "Trainer's label_smoothing_factor and compute_loss_func keep from it. Pass them, or set it to 0.",
-                stacklevel=3,
+                stacklevel=2,
             )
         return
     found = outputs.loss.new_zeros((), dtype=wide(outputs.loss))
@@ -370,6 +373,8 @@ def _forward_of(plain: type) -> Any:
             pooler = getattr(self, "pooler", None)
             return BaseModelOutputWithPooling(im_hidden, pooler(im_hidden) if pooler is not None else None)
         consistency = self.config.im_consistency if self.training and im_pass is None else 0.0
+        if consistency and torch.compiler.is_compiling() and may_draw(self.modules()):  # masks would not be drawn again
+            return eager(self, *args, output_im_statistics=output_im_statistics, return_dict=return_dict, **kwargs)
         if im_pass is None:
             im_pass = Pass(self.config, [] if output_im_statistics else None)
         if consistency:
@@ -393,6 +398,7 @@ def _forward_of(plain: type) -> Any:
             return_dict = getattr(self.config, "return_dict", True)
         return outputs if return_dict else outputs.to_tuple()
 
+    eager = torch.compiler.disable(forward)
     own = inspect.Parameter.KEYWORD_ONLY
     asked = inspect.Parameter("output_im_statistics", own, default=None, annotation=bool | None)
     together = sorted([*signature.parameters.values(), asked], key=lambda parameter: parameter.kind)

@@ -52,7 +52,7 @@ IMTokenClassifierOutput = with_statistics(outputs.TokenClassifierOutput)
 IMQuestionAnsweringModelOutput = with_statistics(outputs.QuestionAnsweringModelOutput)
 
 
-def divergence(implicit: Any, explicit: Any, labels: Tensor | None, problem_type: str | None) -> Tensor:
+def divergence(implicit: Any, explicit: Any, labels: Any, problem_type: str | None) -> Tensor:
     """KL(p || q) + KL(q || p) of a head's two outputs, () and at least in float32.
 
     For distributions of one exponential family it is the inner product of the differences of their means and of their
@@ -68,7 +68,9 @@ def divergence(implicit: Any, explicit: Any, labels: Tensor | None, problem_type
     """
     total: Any = 0.0
     for name in (name for name in implicit if name.endswith("logits")):
-        p, q = (output[name].to(torch.promote_types(output[name].dtype, torch.float32)) for output in (implicit, explicit))
+        p, q = (
+            output[name].to(torch.promote_types(output[name].dtype, torch.float32)) for output in (implicit, explicit)
+        )
         if problem_type == "regression":
             means = p - q
         elif problem_type == "multi_label_classification":

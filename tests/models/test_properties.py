@@ -74,6 +74,7 @@ FIELDS = {
     "im_anderson_memory": st.integers(1, 8),
     "im_gradient": st.sampled_from(["unrolled", "implicit", "one_step"]),
     "im_gradient_iterations": st.sampled_from([None, None, 0, 1, 3, 8]),
+    "im_consistency": number(0.0, 0.0, 1.0, least=0.0, most=10.0),
 }
 CONFIGS = st.fixed_dictionaries(FIELDS)
 # layers of the model, and which of them are implicit
@@ -367,6 +368,7 @@ ALLOWED = {
     "im_anderson_memory": lambda v: _count(v, least=1),
     "im_gradient": lambda v: v in ("unrolled", "implicit", "one_step"),
     "im_gradient_iterations": lambda v: _count(v, none=True),
+    "im_consistency": lambda v: _number(v) and v >= 0,
 }
 NAMES = ("all", "increment", "layer", "anderson", "fixed_point", "explicit", "previous", "implicit", "one_step")
 ANYTHING = st.one_of(
