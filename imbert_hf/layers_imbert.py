@@ -314,7 +314,7 @@ class ImplicitEncoder:
                 )
         if im_pass is None:
             im_pass = Pass(self.config, mask=token_mask(attention_mask))
-        im_pass.enter(self.layer, len(hidden_states))
+        im_pass.enter(self.layer, hidden_states.shape[0])  # len() would fix it in an export
         outputs = super().forward(hidden_states, attention_mask, *args, im_pass=im_pass, **kwargs)  # type: ignore[misc]
         if im_pass.rows:
             outputs["last_hidden_state"], explicit = outputs.last_hidden_state.split(im_pass.rows)
