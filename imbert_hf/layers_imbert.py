@@ -373,12 +373,13 @@ def _forward_of(plain: type) -> Any:
             pooler = getattr(self, "pooler", None)
             return BaseModelOutputWithPooling(im_hidden, pooler(im_hidden) if pooler is not None else None)
         consistency = self.config.im_consistency if self.training and im_pass is None else 0.0
-        if consistency and torch.compiler.is_compiling() and may_draw(self.modules()):  # masks would not be drawn again
+        # A graph would not draw the masks again, and in pieces it loses what is set in an output.
+        if consistency and torch.compiler.is_compiling() and (NO_PIECES or may_draw(self.modules())):
             return eager(self, *args, output_im_statistics=output_im_statistics, return_dict=return_dict, **kwargs)
         if im_pass is None:
             im_pass = Pass(self.config, [] if output_im_statistics else None)
         if consistency:
-            given = dict(zip(names, args, strict=False)) | kwargs
+            given = {names[i]: value for i, value in enumerate(args)} | kwargs
             im_pass.consistent = any(given.get(name) is not None for name in labels)
         if self.base_model_prefix not in self._modules:  # the model that the heads hold
             asked = kwargs.get("output_attentions")
