@@ -12,6 +12,7 @@ class IMBertStatisticsCallback(TrainerCallback):
         im_residual_mean      mean relative residual ||r|| / ||y||
         im_residual_max       the worst one
         im_unconverged_rate   share of solves whose residual exceeds im_tolerance, or 1e-2 where that is 0
+        im_consistency_loss   where im_consistency is above 0, the mean of its loss, not multiplied by it
 
     Measuring costs one more evaluation of each implicit layer, so only one forward in `every` is measured. With a plain
     model nothing is logged.
@@ -34,6 +35,7 @@ class IMBertStatisticsCallback(TrainerCallback):
         self.every = every
         self._forwards = 0
         self._residuals: list[torch.Tensor] = []
+        self._losses: list[torch.Tensor] = []
         self._hooks: list = []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -58,17 +60,21 @@ class IMBertStatisticsCallback(TrainerCallback):
         residuals = getattr(outputs, "im_residuals", None)
         if module.training and residuals:
             self._residuals += residuals  # whose devices differ where layers' do
+            loss = getattr(outputs, "im_consistency_loss", None)
+            self._losses += [] if loss is None else [loss.detach()]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not self._residuals or "loss" not in logs:  # an evaluation's log has no place for them
             return
         residuals = torch.cat([r.flatten().float().cpu() for r in self._residuals])
-        self._residuals = []
         values = {
             "im_residual_mean": residuals.mean().item(),
             "im_residual_max": residuals.max().item(),
             "im_unconverged_rate": (residuals > self._tolerance()).float().mean().item(),
         }
+        if self._losses:
+            values["im_consistency_loss"] = torch.stack(self._losses).mean().item()
+        self._residuals, self._losses = [], []
         logs.update(values)
         state.log_history[-1].update(values)
 

@@ -54,6 +54,7 @@ IM_FIELDS: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
     "im_anderson_memory": (int, "an integer >= 1", lambda v: v >= 1),
     "im_gradient": _one_of("unrolled", "implicit", "one_step"),
     "im_gradient_iterations": (int, "an integer >= 0 or None", lambda v: v >= 0),
+    "im_consistency": (float, "a finite number >= 0", lambda v: 0 <= v < math.inf),
 }
 
 
@@ -120,6 +121,8 @@ class ImplicitConfig(PretrainedConfig):
         im_gradient (`str`): "unrolled", "implicit" or "one_step".
         im_gradient_iterations (`int` >= 0 or None): vector-Jacobian products of the adjoint solve ("implicit"); None:
             as many as the forward solve had iterations.
+        im_consistency (`float` >= 0): weight of a loss of training, the symmetric KL divergence between what a head
+            makes of the implicit layers and of the same with 0 iterations; 0: none (outputs_imbert.py).
     """
 
     _auto_class = "AutoConfig"
@@ -141,6 +144,7 @@ class ImplicitConfig(PretrainedConfig):
     im_anderson_memory: int = 3
     im_gradient: str = "implicit"
     im_gradient_iterations: int | None = None
+    im_consistency: float = 0.0
 
     def __init_subclass__(cls, *args, **kwargs):
         if "__init__" not in vars(cls):  # transformers would write one, which sets every field for itself

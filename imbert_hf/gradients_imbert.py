@@ -42,6 +42,40 @@ def _in_vmap() -> bool:
     return torch._C._functorch.peek_interpreter_stack().key() == torch._C._functorch.TransformType.Vmap
 
 
+class RandomState:
+    """The random state that a device's layers draw from, as it is now.
+
+    Within `again` it is set once more: the same calls draw the same masks, and leave the state as it was found.
+    """
+
+    def __init__(self, device: torch.device):
+        self.sources: list[tuple[Callable, Callable]] = [(torch.get_rng_state, torch.set_rng_state)]
+        if device.type not in ("cpu", "meta"):
+            module, where = torch.get_device_module(device), {"device": device} if device.type != "mps" else {}
+            self.sources.append((partial(module.get_rng_state, **where), partial(module.set_rng_state, **where)))
+        self.states = self._get()
+
+    def _get(self) -> list[Tensor]:
+        return [get() for get, _ in self.sources]
+
+    def _set(self, states: list[Tensor]) -> None:
+        for (_, put), state in zip(self.sources, states, strict=True):
+            put(state)
+
+    @property
+    def moved(self) -> bool:
+        return any(not torch.equal(new, old) for new, old in zip(self._get(), self.states, strict=True))
+
+    @contextlib.contextmanager
+    def again(self):
+        found = self._get()
+        try:
+            self._set(self.states)
+            yield
+        finally:
+            self._set(found)
+
+
 class FixedMap:
     """F as one fixed function: every evaluation in a forward is the first one again.
 
@@ -55,10 +89,9 @@ class FixedMap:
     """
 
     def __init__(self, layer: Any, x: Tensor):
-        self.layer, self.kind = layer, x.device.type
+        self.layer, self.device, self.kind = layer, x.device, x.device.type
         self.random = getattr(layer, "draws", getattr(layer, "training", True))
-        self.sources = _random_sources(x.device) if self.random else []
-        self.states: list[Tensor] = []
+        self.state: RandomState | None = None
         self.autocast = torch.is_grad_enabled() and not functional() and _autocast(self.kind)
 
     def __call__(self, y: Tensor) -> Tensor:
@@ -71,21 +104,13 @@ class FixedMap:
             return evaluate(y)
 
     def _replayed(self, y: Tensor) -> Tensor:
-        outer = [get() for get, _ in self.sources]
-        if not self.states:
-            self.states, Fy = outer, self.layer(y)
-            if not torch.compiler.is_compiling():  # what drew nothing has nothing to replay
-                self.random = any(not torch.equal(new[0](), old) for new, old in zip(self.sources, outer, strict=True))
-            return Fy
-        try:
-            self._set(self.states)
-            return self.layer(y)
-        finally:
-            self._set(outer)
-
-    def _set(self, states: list[Tensor]) -> None:
-        for (_, put), state in zip(self.sources, states, strict=True):
-            put(state)
+        if self.state is not None:
+            with self.state.again():
+                return self.layer(y)
+        self.state, Fy = RandomState(self.device), self.layer(y)
+        if not torch.compiler.is_compiling():  # what drew nothing has nothing to replay
+            self.random = self.state.moved
+        return Fy
 
     @property
     def selects(self) -> bool:
@@ -96,15 +121,6 @@ class FixedMap:
         part = copy.copy(self)
         part.layer = self.layer.select(rows)
         return part
-
-
-def _random_sources(device: torch.device) -> list[tuple[Callable, Callable]]:
-    """What reads and what sets each random state that a layer on the device may draw from."""
-    sources: list[tuple[Callable, Callable]] = [(torch.get_rng_state, torch.set_rng_state)]
-    if device.type not in ("cpu", "meta"):
-        module, where = torch.get_device_module(device), {"device": device} if device.type != "mps" else {}
-        sources.append((partial(module.get_rng_state, **where), partial(module.set_rng_state, **where)))
-    return sources
 
 
 class _Keep(torch.autograd.Function):
@@ -496,8 +512,13 @@ def implicit_step(
     return checked_step(layer, x, method, solver, gradient, initial_guess, iterations, tolerance, padding)
 
 
-def checked_step(layer, x, method, solver, gradient, initial_guess, iterations, tolerance, padding) -> Solution:
-    """implicit_step with arguments that are right, and the padding (batch, length, 1) for its mask."""
+def checked_step(
+    layer, x, method, solver, gradient, initial_guess, iterations, tolerance, padding, track_guess=False
+) -> Solution:
+    """implicit_step with arguments that are right, and the padding (batch, length, 1) for its mask.
+
+    With `track_guess` Solution.guess has its gradient in every mode.
+    """
     (s, c), explicit = method.weights, initial_guess == "explicit"
     if s == 0 or iterations == 0:
         F = FixedMap(layer, x) if s else layer
@@ -507,22 +528,24 @@ def checked_step(layer, x, method, solver, gradient, initial_guess, iterations, 
             b = method.euler(x, Fx, method.step_size - s)
             return Relation(b, s, c, padding).relative_residual(y, F(y) if s else y)
 
-        return Solution(method.euler(x, Fx, method.step_size) if s == 0 or explicit else x, 0, None, tolerance, measure)
+        guess = method.euler(x, Fx, method.step_size) if s == 0 or explicit else x
+        return Solution(guess, 0, None, tolerance, measure, guess)
     _refuse(layer, x, solver, gradient)
     F, graph = FixedMap(layer, x), torch.is_grad_enabled()
+    tracked = method.theta < 1 or gradient.unrolled or track_guess
     known = x.requires_grad or functional()  # whose tensors do not tell
     if explicit or method.theta < 1 or (graph and not known):
         # Where x has no gradient F(x) tells whether F itself has: a frozen layer builds no graph.
-        with _grad_mode(graph and (method.theta < 1 or gradient.unrolled or not known)):
+        with _grad_mode(graph and (tracked or not known)):
             Fx = F(x)
         graph = graph and (known or Fx.requires_grad)
-        if graph and method.theta == 1 and not gradient.unrolled:
+        if graph and not tracked:
             Fx = Fx.detach()
     with _grad_mode(graph):
         b = x if method.theta == 1 else method.euler(x, Fx, method.step_size - s)
         guess = method.euler(x, Fx, method.step_size) if explicit else x
         problem = _Problem(F, x, Relation(b, s, c, padding), solver, guess, iterations, tolerance)
-        return gradient.solve(problem) if graph else problem.solve()
+        return replace(gradient.solve(problem) if graph else problem.solve(), guess=guess)
 
 
 def _grad_mode(wanted: bool):

@@ -6,20 +6,23 @@ the family's unchanged layer as F. No parameter is added, none renamed: the fami
 This file travels with every checkpoint: it imports torch, transformers, the standard library and its sisters alone.
 """
 
+import contextlib
 import copy
 import inspect
 import warnings
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.utils import find_labels
 
-from .gradients_imbert import Gradient, Implicit, OneStep, Unrolled, checked_step, functional
-from .outputs_imbert import with_statistics
+from .gradients_imbert import Gradient, Implicit, OneStep, RandomState, Unrolled, checked_step, functional
+from .outputs_imbert import divergence, with_statistics
 from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution, Solver, ThetaMethod, wide
 
 
@@ -62,6 +65,11 @@ class Pass:
         self.carries: tuple[bool, ...] = ()
         self.solved: list[Tensor] = []  # each (batch, 1, 1)
         self.explicit: Solution | None = None  # the last step that solved nothing
+        # With im_consistency, in training with labels, layers from the first implicit one on hand on a batch of twice
+        # the rows: behind the implicit branch the explicit one, whose layers have 0 iterations.
+        self.consistent = False  # whether the head asks for it
+        self.rows = 0  # of the implicit branch; 0: there is no other
+        self.branch: tuple[Tensor, RandomState] | None = None  # the explicit one, and what the implicit one's head drew
         fields = config.__dict__  # to ask the config itself takes as long as an operation
         self.method = ThetaMethod(fields["im_theta"], fields["im_step_size"], fields["im_vector_field"])
         self.solver, self.gradient = SOLVERS[fields["im_solver"]](fields), GRADIENTS[fields["im_gradient"]](fields)
@@ -69,7 +77,7 @@ class Pass:
         training, evaluation = fields["im_iterations"], fields["im_eval_iterations"]
         self.iterations = {True: training, False: training if evaluation is None else evaluation}  # by `training`
 
-    def step(self, layer: "LayerMap", x: Tensor, training: bool) -> Solution:
+    def step(self, layer: "LayerMap", x: Tensor, training: bool, track_guess: bool = False) -> Solution:
         """The implicit step of one layer."""
         solve = checked_step
         if torch.compiler.is_compiling() and (layer.draws or (NO_PIECES and self.solver.needs_pullback)):
@@ -77,7 +85,11 @@ class Pass:
         options = self.initial_guess, self.iterations[training], self.tolerance
         # With SDPA transformers hands on no mask where nothing is padded.
         padding = None if layer.args[0] is None and self.attention == "sdpa" else self.padding(x)
-        return solve(layer, x, self.method, self.solver, self.gradient, *options, padding)
+        return solve(layer, x, self.method, self.solver, self.gradient, *options, padding, track_guess)
+
+    def guess(self, layer: "LayerMap", x: Tensor) -> Tensor:
+        """The step with 0 iterations."""
+        return self.method.euler(x, layer(x), self.method.step_size) if self.initial_guess == "explicit" else x
 
     def choose(self, n: int) -> None:
         """For an encoder of n layers."""
@@ -86,10 +98,12 @@ class Pass:
         # holds that none of a tuple is equal to one that is known.
         self.carries = tuple(i in implicit for i in range(n))
 
-    def enter(self, layers: Any) -> None:
+    def enter(self, layers: Any, rows: int) -> None:
         """Tells each layer of an encoder's list its place in it, as the list is now."""
         n = len(layers)
         self.choose(n)
+        if self.consistent and any(self.carries) and self.method.theta > 0 and self.iterations[True] > 0:
+            self.rows = rows
         if any(self.carries) and len({*layers}) < n:
             raise ValueError(f"im_layers must be [] where one layer stands twice in the encoder, got {n} places.")
         for i, entry in enumerate(layers):
@@ -103,6 +117,9 @@ class Pass:
             elif self.carries[i]:
                 name, allowed = type(entry).__name__, "a layer of this model's own class"
                 raise ValueError(f"im_layers names layer {i}, which must be {allowed}, got a {name}.")
+            elif self.rows and any(self.carries[:i]):
+                why = f"layer {i}, above an implicit one, is a {type(entry).__name__}"
+                raise ValueError(f"im_consistency must be 0 where {why}, got {self.config.im_consistency}.")
 
     def padding(self, x: Tensor) -> Tensor | None:
         """(batch, length, 1), True for padded tokens of x, or None. Made once, but for layers on several devices."""
@@ -158,6 +175,11 @@ def _report_non_finite(solved: Tensor) -> None:
         )
 
 
+def may_draw(modules: Iterable[nn.Module]) -> bool:
+    """Of modules in training. A compiler has to know beforehand; else the first evaluation tells."""
+    return not torch.compiler.is_compiling() or any(getattr(module, "p", 0) > 0 for module in modules)
+
+
 class LayerMap:
     """h -> F(h), the plain layer under one forward's mask and arguments; what implicit_step calls the layer."""
 
@@ -168,7 +190,7 @@ class LayerMap:
         self.plain, self.args, self.kwargs, self.attention = layer.plain, args, kwargs, im_pass.attention
         self.parts: list[nn.Module] = []
         solves = im_pass.method.theta > 0 and im_pass.iterations[layer.training] > 0
-        if solves or im_pass.statistics is not None:  # else F is evaluated once
+        if solves or im_pass.rows or im_pass.statistics is not None:  # else F is evaluated once
             self._look_at(layer)
         if solves and im_pass.solver.needs_pullback:
             # Twice differentiated; in training with a graph or not, since reentrant checkpointing runs both.
@@ -182,9 +204,7 @@ class LayerMap:
         while level := [child for part in level for child in part._modules.values() if child is not None]:
             self.parts += level  # layer.modules() takes ten times as long
         self.training = layer.training or any(part.training for part in self.parts)
-        # A compiler has to know beforehand; else the first evaluation tells.
-        compiling = torch.compiler.is_compiling()
-        self.draws = self.training and (not compiling or any(getattr(part, "p", 0) > 0 for part in self.parts))
+        self.draws = self.training and may_draw(self.parts)
 
     @property
     def selects(self) -> bool:
@@ -252,18 +272,31 @@ class ImplicitLayer:
         # no guard on what it looks up by a module.
         if not torch.compiler.is_compiling():
             place = im_pass.places.get(self, place)
-        if place >= len(im_pass.carries) or not im_pass.carries[place]:
-            return self.plain(hidden_states, attention_mask, *args, **kwargs)
+        carries = place < len(im_pass.carries) and im_pass.carries[place]
+        x, *explicit = hidden_states.split(im_pass.rows) if im_pass.rows else (hidden_states,)
+        if not carries and not explicit:
+            return self.plain(x, attention_mask, *args, **kwargs)
         F = LayerMap(self, (attention_mask, *args), kwargs, im_pass)
-        solution = im_pass.step(F, hidden_states, self.training)
+        again = RandomState(x.device).again if explicit and F.draws else contextlib.nullcontext
+        if carries:
+            y, y0 = self._step(F, x, im_pass, track_guess=im_pass.rows > 0 and not explicit)
+        else:
+            y = self.plain(x, attention_mask, *args, **kwargs)
+        for x0 in explicit:
+            with again():
+                y0 = im_pass.guess(F, x0) if carries else self.plain(x0, attention_mask, *args, im_map=F, **kwargs)
+        if alone:
+            im_pass.report()
+        return torch.cat([y, y0]) if im_pass.rows else y
+
+    def _step(self, F: LayerMap, x: Tensor, im_pass: Pass, track_guess: bool) -> tuple[Tensor, Any]:
+        solution = im_pass.step(F, x, self.training, track_guess)
         if F.weights is not None and im_pass.records:  # before the statistics evaluate the layer once more
             weights = F.weights if solution.value.requires_grad else F.weights.detach()
             # The copy leaves the scope of torch.func, where it may come from.
-            self.attention.self(hidden_states, im_report=weights.clone() if functional() else weights)
+            self.attention.self(x, im_report=weights.clone() if functional() else weights)
         im_pass.add(solution)
-        if alone:
-            im_pass.report()
-        return solution.value
+        return solution.value, solution.guess
 
 
 class ImplicitEncoder:
@@ -281,8 +314,11 @@ class ImplicitEncoder:
                 )
         if im_pass is None:
             im_pass = Pass(self.config, mask=token_mask(attention_mask))
-        im_pass.enter(self.layer)
+        im_pass.enter(self.layer, hidden_states.shape[0])  # len() would fix it in an export
         outputs = super().forward(hidden_states, attention_mask, *args, im_pass=im_pass, **kwargs)  # type: ignore[misc]
+        if im_pass.rows:
+            outputs["last_hidden_state"], explicit = outputs.last_hidden_state.split(im_pass.rows)
+            im_pass.branch = explicit, None if torch.compiler.is_compiling() else RandomState(explicit.device)
         im_pass.report()
         return outputs
 
@@ -300,20 +336,62 @@ def token_mask(attention_mask: Any) -> Tensor | None:
     return allowed.any(dim=2).any(dim=1)
 
 
+def _add_consistency(model: Any, outputs: Any, im_pass: Pass, labels: Tensor | None, head: Callable) -> None:
+    """Adds to a head's loss im_consistency times the divergence of its outputs of the two branches.
+
+    The explicit branch goes through the head with the same dropout masks.
+    """
+    weight, branch, im_pass.branch = model.config.im_consistency, im_pass.branch, None  # a checkpoint holds the pass
+    if outputs.get("loss") is None:
+        if torch.is_grad_enabled() and not (model.im_told or functional()):
+            model.im_told = True
+            warnings.warn(
+                f"im_consistency is {weight} and its loss was not added: no labels reached the model, which the "
+                "Trainer's label_smoothing_factor and compute_loss_func keep from it. Pass them, or set it to 0.",
+                stacklevel=2,
+            )
+        return
+    found = outputs.loss.new_zeros((), dtype=wide(outputs.loss))
+    if branch is not None:
+        hidden, state = branch
+        with contextlib.nullcontext() if state is None else state.again():
+            explicit = head(im_hidden=hidden, return_dict=True)
+        kind = model.config.problem_type if isinstance(outputs, SequenceClassifierOutput) else None
+        found = divergence(outputs, explicit, labels, kind)
+    outputs["im_consistency_loss"], outputs["loss"] = found, outputs.loss + weight * found
+
+
 def _forward_of(plain: type) -> Any:
-    """The family's forward, with output_im_statistics among its arguments and the statistics in its output."""
+    """The family's forward, with output_im_statistics among its arguments, and in its output what we add."""
     family_forward: Callable = plain.forward  # type: ignore[attr-defined]
+    signature = inspect.signature(family_forward)
+    (_, *names), labels = signature.parameters, find_labels(plain)
 
     @wraps(family_forward)
-    def forward(self: Any, *args, output_im_statistics=None, return_dict=None, im_pass=None, **kwargs):
+    def forward(self: Any, *args, output_im_statistics=None, return_dict=None, im_pass=None, im_hidden=None, **kwargs):
+        if im_hidden is not None:  # the explicit branch, of the model that the heads hold
+            pooler = getattr(self, "pooler", None)
+            return BaseModelOutputWithPooling(im_hidden, pooler(im_hidden) if pooler is not None else None)
+        consistency = self.config.im_consistency if self.training and im_pass is None else 0.0
+        # A graph would not draw the masks again, and in pieces it loses what is set in an output.
+        if consistency and torch.compiler.is_compiling() and (NO_PIECES or may_draw(self.modules())):
+            return eager(self, *args, output_im_statistics=output_im_statistics, return_dict=return_dict, **kwargs)
         if im_pass is None:
             im_pass = Pass(self.config, [] if output_im_statistics else None)
+        if consistency:
+            given = {names[i]: value for i, value in enumerate(args)} | kwargs
+            im_pass.consistent = any(given.get(name) is not None for name in labels)
         if self.base_model_prefix not in self._modules:  # the model that the heads hold
             asked = kwargs.get("output_attentions")
             im_pass.records = self.config.output_attentions if asked is None else asked
             im_pass.mask = token_mask(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
         outputs = family_forward(self, *args, im_pass=im_pass, return_dict=True, **kwargs)
         outputs = with_statistics(type(outputs))(**outputs)
+        if im_pass.rows and outputs.get("hidden_states"):  # as the layers handed them on
+            outputs["hidden_states"] = tuple(h if h is None else h[: im_pass.rows] for h in outputs.hidden_states)
+        if consistency:
+            unlabelled = {name: value for name, value in given.items() if name not in labels}
+            _add_consistency(self, outputs, im_pass, given.get("labels"), partial(family_forward, self, **unlabelled))
         if im_pass.statistics is not None:
             outputs["im_residuals"] = tuple(residual for residual, _ in im_pass.statistics)
             outputs["im_iterations_used"] = tuple(steps for _, steps in im_pass.statistics)
@@ -321,7 +399,8 @@ def _forward_of(plain: type) -> Any:
             return_dict = getattr(self.config, "return_dict", True)
         return outputs if return_dict else outputs.to_tuple()
 
-    signature, own = inspect.signature(family_forward), inspect.Parameter.KEYWORD_ONLY
+    eager = torch.compiler.disable(forward)
+    own = inspect.Parameter.KEYWORD_ONLY
     asked = inspect.Parameter("output_im_statistics", own, default=None, annotation=bool | None)
     together = sorted([*signature.parameters.values(), asked], key=lambda parameter: parameter.kind)
     forward.__signature__ = signature.replace(parameters=together)  # type: ignore[attr-defined]
@@ -358,6 +437,7 @@ class ImplicitPreTrainedModel:
     # The heads average their losses and ignore num_items_in_batch. The Trainer takes the **kwargs of their forward for
     # the contrary, and would add up the losses of accumulated batches and of processes instead of averaging them.
     accepts_loss_kwargs = False
+    im_told = False  # that im_consistency met no labels
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -243,6 +243,7 @@ class Solution:
     """What a solve returns.
 
     value: (batch, length, width), the solution, differentiable as the gradient mode says.
+    guess: (batch, length, width), where the solve began.
     num_steps: (batch,) int64, iterations behind `value`.
     finite: (batch,) bool, False where an iterate was not finite and `value` is one before it.
     residual: (batch,), the relative residual ||r|| / ||y|| of `value`, at least float32; inf where it is not a number.
@@ -255,6 +256,7 @@ class Solution:
     solved: Tensor | None  # (batch, 1, 1), finite; None: nothing was solved
     tolerance: float
     measure: Callable[[Tensor], Tensor]  # of the value
+    guess: Tensor | None = None
 
     @property
     def residual(self) -> Tensor:

@@ -7,6 +7,7 @@ vector-Jacobian product at 1 and the backward of a tracked evaluation at 2, see 
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from imbert_hf.evaluation.attacks.ascent import Batch
 from imbert_hf.evaluation.cost.settings import make_batch
-from imbert_hf.evaluation.cost.variants import BERT_STEP, EVALUATION, SOLVERS, Variant
+from imbert_hf.evaluation.cost.variants import BACKWARD, BERT_STEP, EVALUATION, SOLVERS, Variant
 from imbert_hf.evaluation.report import Keep, compute_now
 from imbert_hf.evaluation.stability.growth import connected
 
@@ -50,6 +51,7 @@ GRADIENT: dict[str, Any] = {
 }
 ADJOINT: dict[str, Any] = {"residuals": (1e-1, 1e-2, 1e-3), "most": 60}
 TRAPEZOIDAL = {"fixed_point": (1.10, (3,))}  # at theta 1/2
+CONSISTENCY = {"fixed_point": (1.10, (3,))}  # in the last layer alone
 
 # Of a model while it is measured; the adjoint has as many iterations as forward
 FIELDS = {"im_theta": 1.0, "im_layers": "all", "im_gradient_iterations": None}
@@ -67,9 +69,13 @@ def _to_floor(
         for row in tqdm(rows, f"{target}, {solver}", disable=not bench.progress, leave=False):
             least = row.floor.training / BERT_STEP if training else row.floor.inference / EVALUATION
             timing = bench.ratio(row, bert, batch, training, times=round(least), repeats=repeats)
-            quartiles = [value / least for value in timing["quartiles"]]
-            setting = row.name if training else str(row.inference)
-            yield record(target, setting, timing["ratio"] / least, bound, quartiles=quartiles)
+            yield _over(least, timing, target, row.name if training else str(row.inference), bound)
+
+
+def _over(least: float, timing: Mapping[str, Any], target: str, setting: str, bound: float) -> Record:
+    """A time in units of BERT's, divided by the least that it can be."""
+    quartiles, note = [value / least for value in timing["quartiles"]], f"{timing['ratio']:.2f} x BERT"
+    return record(target, setting, timing["ratio"] / least, bound, quartiles=quartiles, note=note)
 
 
 def _pair(
@@ -225,6 +231,18 @@ def theta(bench: Bench) -> Iterator[Record]:
             yield record("memory / BERT, theta 0.5", row.name, share, None)
 
 
+def consistency(bench: Bench) -> Iterator[Record]:
+    """A step with im_consistency, whose guess is tracked too; the other layers are BERT's."""
+    layers = bench.model.config.num_hidden_layers
+    for solver, (bound, iterations) in CONSISTENCY.items():
+        bert, *rows = bench.rows(solver, iterations, LEAN, implicit_layers=1)
+        for row in rows:
+            least = 1 + (row.floor.training + BACKWARD - BERT_STEP) / (layers * BERT_STEP)
+            row = replace(row, fields={**row.fields, "im_consistency": 1.0})
+            timing = bench.ratio(row, bert, bench.random, True, times=round(least))
+            yield _over(least, timing, "training / floor, im_consistency", row.name, bound)
+
+
 def gpu(bench: Bench) -> Iterator[Record]:
     if bench.model.device.type != "cuda":
         yield record("all of these on a GPU", "a BERT-base shape, bfloat16", None, None, note="no GPU")
@@ -240,6 +258,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Record]]] = {
     "gradient": gradient,
     "adjoint": adjoint,
     "theta": theta,
+    "consistency": consistency,
     "gpu": gpu,
 }
 

@@ -272,6 +272,24 @@ def test_the_trapezoidal_rule(bench, monkeypatch):
     assert [r["verdict"] for r in found] == ["met", "missed", "-", "-"]
 
 
+def test_a_step_with_im_consistency_in_the_last_layer(bench, monkeypatch):
+    # BERT's step 2 x 3. T 3: implicit 4 evaluations, 1 again, 3 products, backward 2; one_step 4 and 2; each the
+    # guess's backward 2, and 3 of the other layer.
+    times = {"BERT": 6.0, "fixed_point T 3, implicit": 1.1 * 15, "fixed_point T 3, one_step": 1.2 * 11}
+    asked = fake_times(monkeypatch, lambda row: [times[row.name]])
+    found = list(targets.consistency(bench))
+    assert [r["measured"] for r in found] == pytest.approx([1.1, 1.2])
+    assert table(found, "bound", "note") == [(1.10, "2.75 x BERT"), (1.10, "2.20 x BERT")]
+    assert [(training, times) for _, training, _, _, _, times in asked] == [(True, 2)] * 2
+
+
+def test_the_rows_with_im_consistency_have_it_in_the_last_layer_alone(bench, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Bench, "ratio", lambda self, row, *_, **__: seen.append(row) or cost_measures.ratio([1], [1]))
+    list(targets.consistency(bench))
+    assert [(row.fields["im_layers"], row.fields["im_consistency"]) for row in seen] == [([1], 1.0)] * 2
+
+
 def test_the_row_of_the_gpu():
     def on(device):
         return SimpleNamespace(model=SimpleNamespace(device=torch.device(device)))

@@ -49,6 +49,7 @@ IM_WORDS = {
     "im_anderson_memory": (["2"], 2),
     "im_gradient": (["one_step"], "one_step"),
     "im_gradient_iterations": (["4"], 4),
+    "im_consistency": (["2"], 2.0),
 }
 
 

@@ -36,6 +36,7 @@ ECOSYSTEM = (
         "distributed",
         "push_to_hub",
         "checkpoints",
+        "consistency",
     ),
 )
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)

@@ -37,6 +37,7 @@ def test_the_callback_logs_mean_worst_and_unconverged(family, tmp_path):
     for logs in seen[:3]:
         assert 0 < logs["im_residual_mean"] <= logs["im_residual_max"]
         assert 0 <= logs["im_unconverged_rate"] <= 1
+        assert "im_consistency_loss" not in logs
     assert "im_residual_mean" in trainer.state.log_history[0]
     assert trainer.evaluate()["eval_loss"] > 0
     assert not any("im_residual_mean" in logs and "eval_loss" in logs for logs in trainer.state.log_history)
@@ -46,13 +47,14 @@ def test_the_callback_logs_mean_worst_and_unconverged(family, tmp_path):
 
 
 def test_the_values_are_those_of_the_forward(tmp_path):
-    model = IMBertForSequenceClassification(imbert_config(**NO_DROPOUT))
+    model = IMBertForSequenceClassification(imbert_config(im_consistency=0.5, **NO_DROPOUT))
     callback = IMBertStatisticsCallback(every=1)
     callback.on_train_begin(None, None, None, model=model)
     rows = Rows()
     batch = {k: torch.stack([torch.as_tensor(rows[i][k]) for i in range(4)]) for k in rows[0]}
     model.train()(**batch)
-    expected = torch.stack(model(**batch, output_im_statistics=True).im_residuals)
+    outputs = model(**batch, output_im_statistics=True)
+    expected = torch.stack(outputs.im_residuals)
 
     class State:
         log_history = ({},)
@@ -62,6 +64,7 @@ def test_the_values_are_those_of_the_forward(tmp_path):
     assert logs["im_residual_mean"] == pytest.approx(expected.mean().item())
     assert logs["im_residual_max"] == pytest.approx(expected.max().item())
     assert logs["im_unconverged_rate"] == pytest.approx((expected > 1e-2).float().mean().item())
+    assert logs["im_consistency_loss"] == pytest.approx(outputs.im_consistency_loss.item())
 
 
 def test_layers_may_be_on_several_devices():

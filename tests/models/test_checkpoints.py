@@ -19,6 +19,7 @@ def checkpoint(tmp_path):
     folder = tmp_path / "checkpoint"
     tokenizer = tokenizer_of(["a", "fine", "film", "not"])
     config = imbert_config(im_solver="anderson", num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"})
+    config.im_consistency = 0.5
     model = lively(imbert_hf.IMBertForSequenceClassification(config)).eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -54,7 +55,9 @@ for auto_class, reference in model.config.auto_map.items():
     options = {} if auto_class == "AutoConfig" else {"ignore_mismatched_sizes": True}  # one choice, three labels
     head = getattr(transformers, auto_class).from_pretrained(source, trust_remote_code=True, **options)
     assert type(head).__name__ == reference.split(".")[1], (auto_class, type(head))
-model(**inputs, labels=torch.tensor([1])).loss.backward()
+outputs_in_training = model.train()(**inputs, labels=torch.tensor([1]))
+outputs_in_training.loss.backward()
+assert outputs_in_training.im_consistency_loss > 0
 model.save_pretrained(target)
 tokenizer.save_pretrained(target)
 print(outputs.logits.tolist())

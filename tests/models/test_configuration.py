@@ -30,6 +30,7 @@ def test_fields_are_those_of_the_design():
         "im_anderson_memory": 3,
         "im_gradient": "implicit",
         "im_gradient_iterations": None,
+        "im_consistency": 0.0,
     }
 
 
@@ -112,6 +113,7 @@ def test_plain_numbers_are_stored():
         "im_anderson_memory": (0, -1, 2.5),
         "im_gradient": ("exact",),
         "im_gradient_iterations": (-1, 0.5),
+        "im_consistency": (-0.1, float("inf"), float("nan"), "1", True, None),
         "is_decoder": (True,),
         "add_cross_attention": (True,),
     }.items(),

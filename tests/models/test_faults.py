@@ -49,6 +49,7 @@ WRONG = {
     "im_anderson_memory": (0, 1.5),
     "im_gradient": ("exact", True),
     "im_gradient_iterations": (-1, 0.5),
+    "im_consistency": (-1.0, float("inf"), None),
 }
 
 

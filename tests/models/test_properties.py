@@ -294,6 +294,7 @@ def test_harm_to_one_row_reaches_no_gradient_of_another(
     fields, layers, family, dtype, dropout, attention, first, lengths, kind, seed
 ):
     """And without harm all gradients are finite, or the forward was announced, or float16 overflowed in backward."""
+    fields = {**fields, "im_consistency": float(seed % 2)}
     model = model_of(fields, layers, dtype, whole_batch(fields, attention), dropout, family).train()
     healthy = batch_of([first, *lengths], seed, dtype, width=7)
     results = []
@@ -367,6 +368,7 @@ ALLOWED = {
     "im_anderson_memory": lambda v: _count(v, least=1),
     "im_gradient": lambda v: v in ("unrolled", "implicit", "one_step"),
     "im_gradient_iterations": lambda v: _count(v, none=True),
+    "im_consistency": lambda v: _number(v) and v >= 0,
 }
 NAMES = ("all", "increment", "layer", "anderson", "fixed_point", "explicit", "previous", "implicit", "one_step")
 ANYTHING = st.one_of(

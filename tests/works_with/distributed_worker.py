@@ -1,8 +1,8 @@
 """One of several processes that train a tiny IM-BERT together, in every way that test_distributed.py compares.
 
 torchrun starts it with the names of two files. In one rank 0 saves {(way, gradient, solver): what train returned}, or
-the sentence of a ValueError in its place. Without a way, `train` is the run on one process that the others have to
-equal. The other holds lists of arguments, with each of which it then runs examples/finetune.py.
+the sentence of a ValueError in its place. Without a way, or with "consistency", `train` is the run on one process that
+the others have to equal. The other holds lists of arguments, with each of which it then runs examples/finetune.py.
 """
 
 import itertools
@@ -32,6 +32,9 @@ WAYS = (
     "fsdp2 of parts",
     "ddp with dropout",
     "fsdp2 with dropout",
+    "ddp with consistency",
+    "ddp with reentrant checkpointing and consistency, static graph",
+    "fsdp2 with checkpointing and consistency",
 )
 ROWS, STEPS = 4, 2
 FREELB = Defence(partial(freelb_losses, start=0.0), DEFENCES["freelb"].count)  # no process draws a start of its own
@@ -69,6 +72,7 @@ def train(gradient, solver, way="", rank=0, processes=1):
         im_gradient=gradient,
         im_solver=solver,
         im_iterations=2,
+        im_consistency=0.5 if "consistency" in way else 0.0,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
@@ -97,7 +101,7 @@ def train(gradient, solver, way="", rank=0, processes=1):
 def train_every_way(path):
     results = {}
     for way, gradient, solver in itertools.product(WAYS, GRADIENTS, SOLVERS):
-        if "dropout" in way and solver != "anderson":
+        if ("dropout" in way or "consistency" in way) and solver != "anderson":
             continue
         try:
             results[way, gradient, solver] = train(gradient, solver, way, dist.get_rank(), dist.get_world_size())

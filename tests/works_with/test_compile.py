@@ -84,6 +84,15 @@ def test_training_with_dropout_breaks_the_graph_and_has_the_same_gradients(solve
     assert_same(*trained(model, compiled(model), batch))
 
 
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("solver", ["fixed_point", "gradient_descent"])
+def test_training_with_im_consistency(solver, dropout, batch):
+    """As one graph without dropout, and eagerly with it."""
+    rates = {} if dropout else NO_DROPOUT
+    model = model_with(im_solver=solver, im_learning_rate=0.02, im_consistency=1.0, **rates)
+    assert_same(*trained(model, compiled(model) if dropout else compiled_whole(model), batch))
+
+
 def trained(model, other, batch):
     """The loss and the gradients of the model, and those that the same model makes compiled."""
     found = []

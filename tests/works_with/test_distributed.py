@@ -149,11 +149,23 @@ def assert_close(first, second):
     torch.testing.assert_close(first[1], second[1], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("way", [way for way in worker.WAYS if "dropout" not in way and "parts" not in way])
+@pytest.mark.parametrize(
+    "way", [w for w in worker.WAYS if not any(n in w for n in ("dropout", "parts", "consistency"))]
+)
 def test_two_processes_equal_one(way, together):
     for gradient, solver in itertools.product(worker.GRADIENTS, worker.SOLVERS):
         losses, weights, gradients = together[way, gradient, solver]
         assert_close((losses, weights), alone(gradient, solver))
+        if way.startswith("ddp"):
+            assert gradients == dict.fromkeys(weights, worker.STEPS)
+
+
+@pytest.mark.parametrize("way", [way for way in worker.WAYS if "consistency" in way])
+def test_im_consistency_of_two_processes_equals_that_of_one(way, together):
+    for gradient in worker.GRADIENTS:
+        losses, weights, gradients = together[way, gradient, "anderson"]
+        assert_close((losses, weights), alone(gradient, "anderson", "consistency"))
+        assert (losses - alone(gradient, "anderson")[0]).abs().max() > 1e-4
         if way.startswith("ddp"):
             assert gradients == dict.fromkeys(weights, worker.STEPS)
 

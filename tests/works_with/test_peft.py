@@ -83,9 +83,11 @@ def test_at_theta_0_it_is_lora_on_bert_bit_for_bit(theta, batch):
     assert all(torch.equal(imbert[name], grad) for name, grad in bert.items()) == (theta == 0)
 
 
+@pytest.mark.parametrize("consistency", [0.0, 1.0])
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)
-def test_the_adapter_draws_its_dropout_once_a_solve(solver, gradient, batch):
-    model = lively_lora(0.5, im_solver=solver, im_gradient=gradient, **NO_DROPOUT).train()
+def test_the_adapter_draws_its_dropout_once_a_solve(solver, gradient, consistency, batch):
+    fields = {"im_solver": solver, "im_gradient": gradient, "im_consistency": consistency}
+    model = lively_lora(0.5, **fields, **NO_DROPOUT).train()
     drawn = {}
 
     def record(module, args, output):
@@ -104,9 +106,10 @@ def test_the_adapter_draws_its_dropout_once_a_solve(solver, gradient, batch):
     assert not any(torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_the_implicit_gradient_is_that_of_finite_differences_and_of_unrolling(dropout, batch):
+@pytest.mark.parametrize(("dropout", "consistency"), [(0.0, 0.0), (0.3, 0.0), (0.3, 1.0)])
+def test_the_implicit_gradient_is_that_of_finite_differences_and_of_unrolling(dropout, consistency, batch):
     solved = {"im_solver": "anderson", "im_iterations": 14, "im_step_size": 0.3, "num_hidden_layers": 2}
+    solved["im_consistency"] = consistency
     model = lively_lora(dropout, **solved, **({} if dropout else NO_DROPOUT)).double().train()
     implicit = parameter_gradients(model, batch)
     assert all(grad.norm() > 1e-5 for grad in implicit.values())
@@ -128,10 +131,11 @@ def test_the_implicit_gradient_is_that_of_finite_differences_and_of_unrolling(dr
     torch.testing.assert_close(parameter_gradients(model, batch), implicit, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("consistency", [0.0, 1.0])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_no_gradient(gradient, reentrant, batch):
-    model = lively_lora(im_gradient=gradient).train()
+def test_gradient_checkpointing_changes_no_gradient(gradient, reentrant, consistency, batch):
+    model = lively_lora(im_gradient=gradient, im_consistency=consistency).train()
     expected = parameter_gradients(model, batch)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     model.enable_input_require_grads()

@@ -81,12 +81,12 @@ def test_bfloat16_trains_the_float32_weights_as_float32_does(solver, tmp_path):
     assert not torch.equal(update, expected)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_four_accumulated_batches_of_one_are_a_batch_of_four(smoothing, tmp_path):
+@pytest.mark.parametrize(("smoothing", "consistency"), [(0.0, 0.0), (0.2, 0.0), (0.0, 1.0)])
+def test_four_accumulated_batches_of_one_are_a_batch_of_four(smoothing, consistency, tmp_path):
     """For BERT the Trainer adds the four losses up: it believes the **kwargs of forward to be the loss function's."""
     runs = [
         trained(
-            imbert_model(**NO_DROPOUT),
+            imbert_model(im_consistency=consistency, **NO_DROPOUT),
             tmp_path,
             batch_size=size,
             gradient_accumulation_steps=4 // size,
@@ -99,10 +99,12 @@ def test_four_accumulated_batches_of_one_are_a_batch_of_four(smoothing, tmp_path
     assert_moved(imbert_model(**NO_DROPOUT), runs[0])
 
 
+@pytest.mark.parametrize("consistency", [0.0, 1.0])
 @pytest.mark.parametrize("gradient", ["implicit", "unrolled"])
-def test_gradient_checkpointing_leads_to_the_same_weights_with_dropout(gradient, tmp_path):
+def test_gradient_checkpointing_leads_to_the_same_weights_with_dropout(gradient, consistency, tmp_path):
+    fields = {"im_gradient": gradient, "im_consistency": consistency}
     plain, checkpointed = (
-        trained(imbert_model(im_gradient=gradient), tmp_path, gradient_checkpointing=checkpointing, **PLAIN)
+        trained(imbert_model(**fields), tmp_path, gradient_checkpointing=checkpointing, **PLAIN)
         for checkpointing in (False, True)
     )
     torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-6)
@@ -116,6 +118,27 @@ def test_label_smoothing_is_the_mixture_of_the_label_with_all_classes(tmp_path):
     target = 0.8 * torch.nn.functional.one_hot(batch["labels"], 2) + 0.2 / 2
     loss = trainer.compute_loss(model, batch)
     torch.testing.assert_close(loss, -(target * log_p).sum(-1).mean())
+
+
+@pytest.mark.parametrize("without_labels", [{"label_smoothing_factor": 0.2}, {"compute_loss_func": True}], ids=str)
+def test_im_consistency_without_labels_is_said_once(without_labels, tmp_path):
+    """The Trainer keeps them: the run is the one without it."""
+
+    def run(folder, **fields):
+        model, arguments = imbert_model(**fields), dict(without_labels)
+        own = arguments.pop("compute_loss_func", None)
+        trainer = trainer_of(model, folder, **arguments)
+        if own:
+            trainer.compute_loss_func = lambda outputs, labels, **_: torch.nn.functional.cross_entropy(
+                outputs["logits"], labels
+            )
+        trainer.train()
+        return model.state_dict()
+
+    with pytest.warns(UserWarning, match="im_consistency is 1.0 and its loss was not added") as caught:
+        weights = run(tmp_path, im_consistency=1.0)
+    assert sum("im_consistency" in str(w.message) for w in caught) == 1
+    torch.testing.assert_close(weights, run(tmp_path), rtol=0, atol=0)
 
 
 def test_early_stopping_stops_and_the_best_weights_come_back(tmp_path):

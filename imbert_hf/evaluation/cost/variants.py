@@ -144,6 +144,7 @@ def make_variants(
     """
     layers, unit = last_layers(model, implicit_layers), Floor(EVALUATION, BERT_STEP)
     base = {"im_layers": layers, "im_theta": theta, "im_tolerance": 0.0, "im_eval_iterations": None}
+    base["im_consistency"] = 0.0  # no part of the floor
     explicit = {**base, "im_theta": 0.0, "im_vector_field": "layer"}
     variants = [
         Variant("BERT", "BERT", plain_bert(model), unit, inference="BERT"),
