@@ -13,31 +13,17 @@ R-Drop of Liang et al., NeurIPS 2021.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-MEAN: dict[str, Callable[[Tensor], Tensor]] = {  # of what logits are the natural parameters of
-    "single_label_classification": partial(torch.softmax, dim=-1),
-    "multi_label_classification": torch.sigmoid,
-    "regression": lambda logits: logits,
-}
+from imbert_hf import outputs_imbert
 
 
-def divergence(model: Any, first: Tensor, second: Tensor) -> Tensor:
-    """KL(p || q) + KL(q || p), the mean over a batch; p and q are what logits a and b, both (batch, labels), stand for.
-
-    It is <mean of p - mean of q, a - b> for categorical distributions, for independent Bernoulli ones (summed over
-    labels), and for normal ones of variance 1, where it is the squared difference.
-
-    Args:
-        model: whose config has a problem_type, as any has after a forward with labels.
-    """
-    a, b, mean = first.float(), second.float(), MEAN[unwrapped(model).config.problem_type]
-    return ((mean(a) - mean(b)) * (a - b)).sum(dim=-1).mean()
+def divergence(model: Any, batch: Mapping[str, Tensor], first: Any, second: Any) -> Tensor:
+    """KL(p || q) + KL(q || p) of two outputs of a model, by its config's problem_type: that of im_consistency."""
+    return outputs_imbert.divergence(first, second, batch["labels"], unwrapped(model).config.problem_type)
 
 
 def unwrapped(model: Any) -> Any:
@@ -101,7 +87,7 @@ def r3f_losses(
     embedded = unwrapped(model).get_input_embeddings()(batch["input_ids"])
     clean = model(inputs_embeds=embedded, **rest)
     noisy = model(inputs_embeds=embedded + noise * (2 * torch.rand_like(embedded) - 1), **rest)
-    yield clean.loss + weight * divergence(model, clean.logits, noisy.logits)
+    yield clean.loss + weight * divergence(model, batch, clean, noisy)
 
 
 def rdrop_losses(model: Any, batch: Mapping[str, Tensor], *, weight: float = 1.0) -> Iterator[Tensor]:
@@ -116,7 +102,7 @@ def rdrop_losses(model: Any, batch: Mapping[str, Tensor], *, weight: float = 1.0
         weight: of the divergence.
     """
     first, second = model(**batch), model(**batch)
-    yield (first.loss + second.loss) / 2 + weight / 2 * divergence(model, first.logits, second.logits)
+    yield (first.loss + second.loss) / 2 + weight / 2 * divergence(model, batch, first, second)
 
 
 @dataclass(frozen=True)

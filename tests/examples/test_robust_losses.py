@@ -8,6 +8,7 @@ from robust_losses import DEFENCES, divergence, freelb_losses, r3f_losses, rdrop
 from tiny import bert_config
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
 from transformers import BertForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from imbert_hf.evaluation.cost.variants import plain_losses
 
@@ -30,7 +31,7 @@ class Margin(torch.nn.Module):
         embedded = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         margin = ((embedded @ self.w) * attention_mask).sum(dim=1) + self.bias
         loss = torch.nn.functional.softplus(-margin).mean()
-        return SimpleNamespace(loss=loss, logits=torch.stack([torch.zeros_like(margin), margin], dim=1))
+        return SequenceClassifierOutput(loss=loss, logits=torch.stack([torch.zeros_like(margin), margin], dim=1))
 
 
 MARGIN_BATCH = {
@@ -114,9 +115,11 @@ def test_the_divergence_is_that_of_the_distributions(problem_type):
     a, b = (2 * torch.randn(5, 1 if problem_type == "regression" else 3, generator=generator) for _ in range(2))
     model = SimpleNamespace(config=SimpleNamespace(problem_type=problem_type))
     p, q = map(FAMILIES[problem_type], (a, b))
-    torch.testing.assert_close(divergence(model, a, b), (kl_divergence(p, q) + kl_divergence(q, p)).mean())
-    torch.testing.assert_close(divergence(SimpleNamespace(module=model), a, b), divergence(model, a, b))
-    assert divergence(model, a, a) == 0
+    outputs = [SequenceClassifierOutput(logits=logits) for logits in (a, b)]
+    found = divergence(model, {"labels": None}, *outputs)
+    torch.testing.assert_close(found, (kl_divergence(p, q) + kl_divergence(q, p)).mean())
+    torch.testing.assert_close(divergence(SimpleNamespace(module=model), {"labels": None}, *outputs), found)
+    assert divergence(model, {"labels": None}, outputs[0], outputs[0]) == 0
 
 
 class Noisy(Margin):
