@@ -5,8 +5,11 @@ import os
 import random
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import yaml
 from classifiers import WORDS
 
@@ -58,3 +61,20 @@ def start(plan, data, model, runs, *more):
     command = [sys.executable, str(EXAMPLES / "study"), "run", str(plan), "--data", str(data), "--runs", str(runs)]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([*command, "--model", model, *more], capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The modules of the study."""
+    names = ("kept", "plan", "report", "run", "stages")
+    return SimpleNamespace(**{name: import_module(f"study.{name}") for name in names})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    return write_plan(tmp_path_factory.mktemp("plan"))

@@ -2,8 +2,6 @@
 
 import json
 from dataclasses import replace
-from importlib import import_module
-from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -14,32 +12,16 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
+import studies
 from classifiers import bert, save
 from safetensors.torch import load_file
-from studies import PARTS, rows, start, write_data, write_plan
+from studies import PARTS, rows, start
 
 
+study, data, plan = studies.study, studies.data, studies.plan  # fixtures
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 
 README = "Before.\n\n<!-- study: main -->\nold\n<!-- /study -->\n\nAfter.\n"
-
-
-@pytest.fixture(scope="module")
-def study():
-    """The modules of the study."""
-    return SimpleNamespace(
-        **{name: import_module(f"study.{name}") for name in ("kept", "plan", "report", "run", "stages")}
-    )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    return write_plan(tmp_path_factory.mktemp("plan"))
 
 
 @pytest.fixture(scope="module")

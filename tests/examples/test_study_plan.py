@@ -3,8 +3,6 @@
 import re
 import subprocess
 import sys
-from importlib import import_module
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,26 +11,12 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
-from studies import EXAMPLES, write_data, write_plan
+import studies
+from studies import EXAMPLES
 from tiny import refused
 
 
-@pytest.fixture(scope="module")
-def study():
-    """The modules of the study."""
-    return SimpleNamespace(**{name: import_module(f"study.{name}") for name in ("plan", "report", "run")})
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    return write_plan(tmp_path_factory.mktemp("plan"))
-
-
+study, data, plan = studies.study, studies.data, studies.plan  # fixtures
 REST = "tasks: [qqp, mnli, qnli, rte], seeds: [0]"
 SCORED = f"""models: {{a: {{}}, b: {{}}}}
 parts:

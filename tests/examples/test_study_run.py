@@ -1,8 +1,6 @@
 """Which runs examples/study makes, which it waits for, and what it keeps of those that fail."""
 
 import json
-from importlib import import_module
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,24 +9,12 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
+import studies
 from filelock import FileLock
-from studies import start, write_data, write_plan
+from studies import start
 
 
-@pytest.fixture(scope="module")
-def study():
-    """The modules of the study."""
-    return SimpleNamespace(**{name: import_module(f"study.{name}") for name in ("kept", "plan", "run")})
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    return write_plan(tmp_path_factory.mktemp("plan"))
+study, data, plan = studies.study, studies.data, studies.plan  # fixtures
 
 
 @pytest.fixture
