@@ -28,7 +28,8 @@ class DataArguments:
     )
     test_file: str | None = field(default=None, metadata={"help": "The same, evaluated at the end too"})
     dataset_name: str | None = field(
-        default=None, metadata={"help": "On the Hub, in place of files, or a folder of splits"}
+        default=None,
+        metadata={"help": "In place of files: of the Hub, whose split train is read, or a folder of splits"},
     )
     text_column_names: str | None = field(default=None, metadata={"help": "One, or two with a comma between"})
     label_column_name: str = field(
@@ -99,7 +100,7 @@ def own_splits(args: DataArguments, seed: int) -> tuple[Task, dict[str, list[Row
     if (args.train_file is None) == (args.dataset_name is None):
         raise ValueError("--task, --train_file or --dataset_name must say what to train on, one of them.")
     source = str(args.train_file or args.dataset_name)
-    table = read_table(source, None if args.train_file else "train")
+    table = read_table(source, "train")
     if args.text_column_names is None:
         raise ValueError(f"--text_column_names is missing: it must name columns of {source}, of {', '.join(table[0])}.")
     texts, wanted = args.text_column_names.split(","), args.label_column_name.split(",")
@@ -119,11 +120,13 @@ def own_splits(args: DataArguments, seed: int) -> tuple[Task, dict[str, list[Row
     labels = columns if len(columns) > 1 else PROBLEMS[kind].names(source, table, name)
     task = Task(Path(source).stem, tuple(texts), tuple(labels), name, problem_type=kind)
     data = {"train": rows_of(source, table, task)}
-    if args.validation_file is None:
-        data["train"], data["validation"] = held_out(data["train"], task, seed)
-    for split, file in (("validation", args.validation_file), ("test", args.test_file)):
-        if file is not None:
+    for split, asked in (("validation", args.validation_file), ("test", args.test_file)):
+        # The other splits of a folder are taken where no file is given.
+        own = [str(path) for path in Path(source).glob(f"{split}.*") if path.suffix.lower() in SUFFIXES]
+        if file := asked or next(iter(own), None):
             data[split] = rows_of(file, gathered(file, read_table(file), texts, columns), task)
+        elif split == "validation":
+            data["train"], data["validation"] = held_out(data["train"], task, seed)
     return task, data
 
 

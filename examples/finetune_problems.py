@@ -12,11 +12,12 @@ import numpy
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score
 
-from imbert_hf.evaluation.data.tasks import Task, label_index
+from imbert_hf.evaluation.data.tasks import Task, matching
 
 
 Cells = dict[str, Any]  # a row of a table, by column
 LOWER_IS_BETTER = ("mse", "mae")
+UNDEFINED = ("pearson", "spearman")  # where one side is constant
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
@@ -28,7 +29,9 @@ def one_label(place: str, row: Cells, column: str) -> str:
     value = row[column]
     if value is None or value != value or isinstance(value, list | dict) or not str(value).strip():
         raise ValueError(f"{place}: {column!r} must hold a label, got {value!r:.60}.")
-    return str(value).strip()
+    if (name := str(value).strip()).startswith("["):
+        raise ValueError(f"{place}: {column!r} must hold a label, got {name!r:.60}; lists need .jsonl or .parquet.")
+    return name
 
 
 def class_names(source: str, table: list[Cells], column: str) -> list[str]:
@@ -39,12 +42,10 @@ def class_names(source: str, table: list[Cells], column: str) -> list[str]:
 
 
 def class_of(place: str, row: Cells, task: Task) -> int:
-    one_label(place, row, task.label_column)
-    try:
-        return label_index(place, row[task.label_column], task)
-    except ValueError:  # whose advice is another command's
-        value, allowed = row[task.label_column], ", ".join(task.labels)
-        raise ValueError(f"{place}: {task.label_column!r} must be one of {allowed}, got {value!r:.60}.") from None
+    name = one_label(place, row, task.label_column)
+    if len(found := matching(name, task.labels)) == 1:
+        return found[0]
+    raise ValueError(f"{place}: {task.label_column!r} must be one of {', '.join(task.labels)}, got {name!r:.60}.")
 
 
 def class_metrics(logits: numpy.ndarray, gold: numpy.ndarray, task: Task) -> dict[str, Any]:
@@ -75,8 +76,8 @@ def listed(place: str, row: Cells, column: str) -> set[str]:
 
 def listed_names(source: str, table: list[Cells], column: str) -> list[str]:
     names = set().union(*(listed(f"{source}, row {i}", row, column) for i, row in enumerate(table, start=1)))
-    if len(names) < 2:
-        raise ValueError(f"{source}: {column!r} must hold lists of two labels or more, got {sorted(names)}.")
+    if len(names) < 2 or names == {"0", "1"}:  # the latter would be one flag a label
+        raise ValueError(f"{source}: {column!r} must hold lists of two labels' names or more, got {sorted(names)}.")
     return sorted_names(names)
 
 

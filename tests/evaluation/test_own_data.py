@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from imbert_hf.evaluation import cli
 from imbert_hf.evaluation.data.classifier import load_classifier, model_labels, predict
 from imbert_hf.evaluation.data.tables import read_table
-from imbert_hf.evaluation.data.tasks import own_task, read_rows
+from imbert_hf.evaluation.data.tasks import label_index, own_task, read_rows
 
 
 LABELS = ("billing", "technical", "sales", "other")
@@ -259,3 +259,25 @@ def test_a_dataset_on_disk_stays_as_it_is(tmp_path):
     before = sorted(p.name for p in tmp_path.iterdir())
     assert read(path) == [(("w1",), 1)]
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "found"),
+    [
+        (("0", "1"), ("-1", "1"), None),
+        (("0", "1"), ("1.0", 0, "01"), [1, 0, 1]),
+        (("1", "2", "3"), ("1", "3.0"), [0, 2]),
+        (("1", "2", "3"), ("0",), None),
+        (tuple(map(str, range(12))), ("1.0", "10"), [1, 10]),
+        (("-1", "1"), (-1, "1.0"), [0, 1]),
+        (("LABEL_0", "LABEL_1"), ("1", 0.0), [1, 0]),
+        (("LABEL_0", "LABEL_1"), ("-1",), None),
+    ],
+)
+def test_labels_that_are_numbers(labels, values, found):
+    task = own_task("data.csv", ["body"], "queue", labels)
+    if found is None:
+        with pytest.raises(ValueError, match="is none of the model's labels"):
+            [label_index("row 1", value, task) for value in values]
+    else:
+        assert [label_index("row 1", value, task) for value in values] == found

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import finetune
+import finetune_data
 import pytest
 import torch
 from finetune_data import DataArguments, load_data
@@ -112,3 +113,34 @@ def test_a_missing_column_name_is_asked_for(words, tmp_path):
     one = tmp_path / "one.csv"
     one.write_text("body,queue\na,sales\nb,sales\n")
     assert "'queue' must hold two labels or more, got ['sales']" in refusal(words("--train_file", one))
+
+
+def test_a_folder_of_splits(words, tmp_path):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for split, rows in {"train": 24, "validation": 6, "test": 9}.items():
+        write_table(folder / f"{split}.csv", rows=rows)
+    for name in ("train_file", "dataset_name"):
+        args = finetune_data.DataArguments(**{name: str(folder)}, text_column_names="body", label_column_name="queue")
+        _, data = finetune_data.load_data(args, 0)
+        assert {split: len(rows) for split, rows in data.items()} == {"train": 24, "validation": 6, "test": 9}
+
+
+def test_numbers_of_a_validation_file_are_the_same_labels(words, tmp_path):
+    for name, values in {"train": range(12), "validation": ["0.0", "1.0"]}.items():
+        lines = [f"{WORDS[i % 14]},{value}" for i, value in enumerate(2 * [*values])]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *lines]))
+    files = {f"{name}_file": str(tmp_path / f"{name}.csv") for name in ("train", "validation")}
+    args = finetune_data.DataArguments(**files, text_column_names="text")
+    assert finetune_data.load_data(args, 0)[1]["validation"]["label"] == [0, 1, 0, 1]
+    (tmp_path / "validation.csv").write_text("text,label\nfine,12\n")
+    with pytest.raises(ValueError, match="row 1: 'label' must be one of 0, 1, 2"):
+        finetune_data.load_data(args, 0)
+
+
+def test_lists_in_cells_of_text_are_refused(words, tmp_path):
+    path = tmp_path / "lists.csv"
+    path.write_text("body,queue\na,\"['x', 'y']\"\nb,\"['x']\"\n")
+    assert "must hold a label, got \"['x', 'y']\"; lists need .jsonl or .parquet" in refusal(
+        words("--train_file", path)
+    )

@@ -139,7 +139,7 @@ def objects(content: Any) -> list[dict[str, Any]]:
 
 def _tabbed(text: str) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             text, tab, label = line.rpartition("\t")
             if not tab:

@@ -192,19 +192,32 @@ def texts_of(place: str, row: dict[str, Any], columns: Sequence[str]) -> tuple[s
 
 
 def plain_name(label: Any) -> str:
-    """A label without case and punctuation, which no two of a model's may share."""
-    return re.sub(r"\W|_", "", str(label).casefold())
+    """A label without case and punctuation, or a number as it is best written; no two of a model's may share it."""
+    text = str(label).strip()
+    if is_number(text):
+        return str(int(float(text)) if float(text).is_integer() else float(text))
+    return re.sub(r"\W|_", "", text.casefold())
+
+
+def is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?\d+(\.\d*)?", text) is not None
+
+
+def matching(value: Any, labels: Sequence[str]) -> list[int]:
+    """The indices of the labels that a label of the data names: by the letter, or else by `plain_name`."""
+    text = str(value).strip()
+    exact = [i for i, label in enumerate(labels) if label.strip() == text]
+    return exact if len(exact) == 1 else [i for i, label in enumerate(labels) if plain_name(label) == plain_name(text)]
 
 
 def label_index(place: str, value: Any, task: Task) -> int:
-    """The index of the label that a label of the data names, or is."""
-    text = str(value).strip()
-    for same in (str.strip, plain_name):
-        found = [i for i, label in enumerate(task.labels) if same(label) == same(text)]
-        if len(found) == 1:
-            return found[0]
-    if not found and re.fullmatch(r"\d+(\.0)?", text) and int(float(text)) < len(task.labels):
-        return int(float(text))
+    """The index of the label that a label of the data names, or is where no label's name is a number."""
+    text, found = str(value).strip(), matching(value, task.labels)
+    if len(found) == 1:
+        return found[0]
+    index = int(plain_name(text)) if re.fullmatch(r"\d+(\.0*)?", text) else len(task.labels)
+    if not found and index < len(task.labels) and not any(map(is_number, task.labels)):
+        return index
     what = "is several of" if found else "is none of"
     labels, hint = ", ".join(f"{i} ({label})" for i, label in enumerate(task.labels)), ""
     if task.own:
