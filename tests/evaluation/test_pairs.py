@@ -84,7 +84,7 @@ def test_a_check_of_pairs_and_what_advglue_says_of_its_table(models, table, tmp_
     data = json.loads((tmp_path / "c.json").read_text())
     found = pandas.read_csv(tmp_path / "pairs.csv", keep_default_na=False)
     (result,) = data["results"]
-    assert data["rows"] == {"of": 18, "asked": 12, "attacked": 12}
+    assert data["rows"] == {"of": 18, "asked": 12, "attacked": 12, "budget": None}
     assert len(found) == 5 * 12
     assert set(found.method) == {"keyboard 0.4", "swap 0.4", "deletion 0.4", "clause 0.5", "characters"}
     right = found.prediction_after == found.label
@@ -154,3 +154,17 @@ def test_standard_output_holds_the_table_alone(models, table, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith('"index","model","method","original_model","attacked_model","label",')
     assert len(list(csv.DictReader(shown.splitlines()))) == 2 * 2
+
+
+def test_rows_that_share_an_original_resolve_nothing(models, tmp_path, capsys):
+    """An export of several methods: its rows are not independent."""
+    attacked = [{"body": w, "before": WORDS[i % 4], "kind": LABELS[i % 3]} for i, w in enumerate(WORDS[:24])]
+    write_csv(tmp_path / "pairs.csv", attacked)
+    columns = ["--text-column", "body", "--original-column", "before", "--label-column", "kind"]
+    both = ["--model", models[0], "--model", models[1]]
+    run("advglue", *both, "--data", tmp_path / "pairs.csv", *columns, "--output", tmp_path / "adv.json")
+    found = json.loads((tmp_path / "adv.json").read_text())
+    assert [entry["repeated"] for entry in found["results"]] == [20, 20]
+    assert not found["comparisons"][0]["resolved"]
+    assert not found["comparisons"][0]["robust_accuracy"]["resolved"]
+    assert "20 rows of pairs share their original with another" in capsys.readouterr().out

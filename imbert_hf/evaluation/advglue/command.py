@@ -235,6 +235,11 @@ def text(data: dict[str, Any]) -> str:
 def _warnings(results: Sequence[dict[str, Any]]) -> list[str]:
     found = collapse_warnings(results)
     for r in results:
+        if r["repeated"]:
+            found.append(
+                f"warning: {r['repeated']} rows of {r['task']} share their original with another: intervals are too "
+                "narrow, and no difference is called resolved. Keep the rows of one method and one model."
+            )
         if not r["pairs"]:
             found.append(
                 f"warning: no row of {r['task']} has its original, so clean accuracy is not known: this accuracy alone "

@@ -44,6 +44,12 @@ class Run:
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def repeated(self) -> int:
+        """How many rows have an original that another has, too, in a table of one's own: they are not independent."""
+        originals = [row.original for row in self.rows if row.original is not None]
+        return len(originals) - len({*originals}) if self.task.own else 0
+
+    @property
     def gold(self) -> numpy.ndarray:
         return numpy.array([row.label for row in self.rows])
 
@@ -105,6 +111,7 @@ def measure(run: Run) -> dict[str, Any]:
         else None,
         "unconverged_rate": float(1 - run.converged.mean()) if run.converged.size else None,
         "residual_rows": len(run.residuals),
+        "repeated": run.repeated,
     }
 
 
@@ -194,6 +201,8 @@ def summarise(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def compare(runs: Sequence[Run], *, seed: int = 0) -> list[dict[str, Any]]:
     """Every two models of a task on the same rows: `difference` is the accuracy of a minus that of b.
 
+    Nothing is resolved where rows of one's own are `repeated`.
+
     `ci95` is its paired bootstrap interval over rows and, where there are several, over seeds, which pair in the order
     given (`pairs` names their checkpoints); mcnemar_p is None then. `resolved` is that of paired_difference.
     `robust_accuracy` holds the same for pairs with both texts right.
@@ -217,17 +226,19 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> list[dict[str, Any]]:
                 ((x.right & x.original_right)[pairs], (y.right & y.original_right)[pairs])
                 for x, y in zip(of_a, of_b, strict=True)
             ]
-            comparisons.append(
-                {
-                    "a": a,
-                    "b": b,
-                    "task": task,
-                    "seeds": len(of_a),
-                    "pairs": [[x.path, y.path] for x, y in zip(of_a, of_b, strict=True)],
-                    **paired_difference(both, seed),
-                    "robust_accuracy": paired_difference(robust, seed) if pairs.any() else None,
-                }
-            )
+            found = {
+                "a": a,
+                "b": b,
+                "task": task,
+                "seeds": len(of_a),
+                "pairs": [[x.path, y.path] for x, y in zip(of_a, of_b, strict=True)],
+                **paired_difference(both, seed),
+                "robust_accuracy": paired_difference(robust, seed) if pairs.any() else None,
+            }
+            if of_a[0].repeated:
+                for part in filter(None, (found, found["robust_accuracy"])):
+                    part["resolved"] = False
+            comparisons.append(found)
     return comparisons
 
 
