@@ -178,7 +178,7 @@ def test_a_failed_check_is_a_warning_beside_the_curve(folder):
 
 
 def test_solver_settings_are_the_checkpoints(folder, tmp_path):
-    (rows,) = [rows for rows in tables(rendered(folder).text) if "`im_solver`" in rows[0].values() or len(rows) == 14]
+    (rows,) = [rows for rows in tables(rendered(folder).text) if "field" in rows[0]]
     assert {row["field"]: row["value"] for row in rows}["`im_solver`"] == '`"anderson"`'
     plain = save(tmp_path / "plain", BertForSequenceClassification, bert_config(**LABELS))
     card = rendered(plain)
@@ -249,6 +249,36 @@ def test_data_of_ones_own(folder):
     assert (card.data.language, card.data.eval_results) == (None, None)
     run(folder, "--results", *write(folder, check=check(folder), training=content))
     assert 'tokenizer("Your text here.", "Your text here.", ' in (folder / "README.md").read_text()
+
+
+def test_a_table_called_like_a_task_is_none_of_glues(folder):
+    content = training(folder)
+    content["arguments"]["data"] = {"train_file": "/home/me/sst2.csv", "text_column_names": "body"}
+    pairs = advglue(folder)
+    pairs["settings"] |= {"text_column": ["attacked_body"], "data": "pairs.csv"}
+    run(folder, "--results", *write(folder, advglue=pairs, training=content))
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.datasets, card.data.language, card.data.eval_results) == (None, None, None)
+    assert "## Attacked texts" in card.text
+    assert "## AdvGLUE" not in card.text
+    assert "were made to fool other models" not in card.text
+    assert "Wang et al." not in card.text
+
+
+def test_the_training_tells_of_a_defence_and_a_teacher(folder):
+    content = training(folder) | {"teacher": "/home/me/teacher", "temperature": 2.0}
+    content["arguments"]["model"]["defence"] = "rdrop"
+    run(folder, "--training", *write(folder, training=content))
+    text = (folder / "README.md").read_text()
+    assert re.search(r"\| defence +\| rdrop", text)
+    assert re.search(r"\| teacher +\| teacher ", text)
+
+
+@pytest.mark.parametrize("kind", ["stability", "cost", "training"])
+def test_two_results_of_a_kind_that_a_card_shows_once(folder, kind):
+    paths = write(folder, **{kind: CONTENTS[kind](folder)})
+    with pytest.raises(ValueError, match=r"is a second .*; a card shows one"):
+        run(folder, "--results", *paths, *paths)
 
 
 def test_cost_of_the_checkpoints_own_solver(folder):

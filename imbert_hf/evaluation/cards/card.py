@@ -59,12 +59,13 @@ def render(
     training, of = results.training, {name: results.entries.get(name, []) for name in ENTRIES}
     if base_model is None and training is not None:
         base_model = _hub_id(training["arguments"].get("model", {}).get("model_name_or_path"))
-    entries = [entry for found in (*of.values(), [training or {}]) for entry in found]
-    tasks = list(dict.fromkeys(entry["task"] for entry in entries if entry.get("task")))
-    known = [task for task in TASKS if task in tasks]
+    told = {entry["task"]: not entry["own"] for found in of.values() for entry in found}
+    told |= {training["task"]: _of_glue(training)} if training is not None else {}
+    tasks, glue = list(told), [task for task, is_glue in told.items() if is_glue]
+    known = [task for task in TASKS if task in glue]
     family = FAMILIES.get(config.get("model_type", ""))
     title = repo_id.rsplit("/", 1)[-1] if repo_id else folder.resolve().name
-    evaluations = _advglue_evaluations(of["advglue"]) + _glue_evaluations(training)
+    evaluations = _advglue_evaluations([e for e in of["advglue"] if not e["own"]]) + _glue_evaluations(training)
     data = ModelCardData(
         language="en" if known else None,
         license=license,
@@ -98,6 +99,7 @@ def render(
         solver=tables.solver(config),
         checks=[tables.check(entry) for entry in of["check"]],
         advglue=tables.advglue(of["advglue"]),
+        own_pairs=any(entry["own"] for entry in of["advglue"]),
         constructions=tables.constructions(of["advglue"]),
         comparisons=tables.comparisons(results.comparisons),
         embedding=[tables.embedding(entry) for entry in of["embedding"]],
@@ -146,7 +148,12 @@ def _datasets(training: dict[str, Any] | None) -> list[str] | None:
     if training is None:
         return None
     own = training["arguments"].get("data", {}).get("dataset_name")
-    return [GLUE] if training["task"] in TASKS else [own] if _hub_id(own) else None
+    return [GLUE] if _of_glue(training) else [own] if _hub_id(own) else None
+
+
+def _of_glue(training: dict[str, Any]) -> bool:
+    """Whether it was trained on a task of GLUE, and on no table that is called so."""
+    return training["task"] in TASKS and training["arguments"].get("data", {}).get("train_file") is None
 
 
 def _advglue_evaluations(entries: Sequence[dict[str, Any]]) -> list[EvalResult]:
@@ -177,7 +184,7 @@ def _advglue_evaluations(entries: Sequence[dict[str, Any]]) -> list[EvalResult]:
 
 
 def _glue_evaluations(training: dict[str, Any] | None) -> list[EvalResult]:
-    if training is None or training["task"] not in TASKS:
+    if training is None or not _of_glue(training):
         return []
     return [
         EvalResult(

@@ -69,15 +69,16 @@ def read_results(folder: Path, paths: Iterable[Path]) -> Results:
         settings = content.get("settings")
         command = settings.get("command") if isinstance(settings, dict) else None
         if "connection" in content and "arguments" in content:
+            if found.training is not None:
+                raise ValueError(f"{path} is a second training; a card shows one.")
             found.training = _check(path, content, _TRAINING)
             _check_training(folder, path, content, mark, found)
         elif command in _WHOLE:
             _check(path, content, (_WHOLE[command],))
             _own(folder, path, [{"model": content["settings"].get("model"), **content}], mark, found)
-            if command == "cost":
-                found.cost = content
-            else:
-                found.stability = content["summary"]
+            if getattr(found, command) is not None:
+                raise ValueError(f"{path} is a second result of {command}; a card shows one.")
+            setattr(found, command, content if command == "cost" else content["summary"])
         elif command in _REQUIRED:
             _collect(folder, path, content, mark, found)
         else:
@@ -128,7 +129,12 @@ def _collect(folder: Path, path: Path, content: dict[str, Any], mark: str, found
     """Adds the checkpoint's own entries of a JSON of several models."""
     settings = content["settings"]
     command = settings["command"]
-    required, common = _REQUIRED[command], {"data": _data(settings), "task": content.get("task")}
+    required = _REQUIRED[command]
+    common = {
+        "data": _data(settings),
+        "task": content.get("task"),
+        "own": bool(settings.get("text_column")),
+    }
     entries = [
         {**common, "list": command if name == "results" else name, **_check(path, entry, keys)}
         for name, keys in required.items()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -78,6 +79,7 @@ def advglue(entries: Entries) -> str | None:
             "task": e["task"],
             "data": e["data"],
             "rows": e["n"],
+            "sharing their original": e.get("repeated") or None,
             "with original": e.get("pairs"),
             "attacked [95 %]": _percent(e["accuracy"], e["accuracy_ci95"]),
             "clean [95 %]": _percent(e["clean_accuracy"], e.get("clean_accuracy_ci95")),
@@ -134,11 +136,15 @@ def comparisons(entries: Entries) -> str | None:
         }
         for e in entries
         for what, of in (
-            (e.get("measure", e.get("attack", "AdvGLUE")), e),
-            ("AdvGLUE, both right", e.get("robust_accuracy")),
+            (e.get("measure", e.get("attack", _pairs(e))), e),
+            (f"{_pairs(e)}, both right", e.get("robust_accuracy")),
         )
         if of is not None
     )
+
+
+def _pairs(entry: dict[str, Any]) -> str:
+    return "attacked texts" if entry["own"] else "AdvGLUE"
 
 
 def embedding(entry: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +172,7 @@ def query(entries: Entries) -> str | None:
     return _table(
         {
             "task": e["task"],
+            "data": e["data"],
             "attack": e["attack"],
             "rows": e["n"],
             "accuracy": _percent(e["accuracy"]),
@@ -183,6 +190,7 @@ def under_noise(entries: Entries) -> str | None:
     return _table(
         {
             "task": e["task"],
+            "data": e["data"],
             "noise": e["kind"],
             "strength": f"{e['strength']:g}",
             "rows": e["n"],
@@ -267,10 +275,14 @@ def recipe(training: dict[str, Any] | None) -> str | None:
     if training is None:
         return None
     arguments = training["arguments"]
-    used, git = arguments.get("training", {}), training.get("git")
+    used, git, model = arguments.get("training", {}), training.get("git"), arguments.get("model", {})
     facts = {
         "task": training["task"],
         "connection": training["connection"],
+        **{name: model.get(name) for name in ("preset", "theta_warmup", "defence")},
+        "teacher": training.get("teacher") and Path(training["teacher"]).name,
+        "temperature": training.get("temperature"),
+        "label_smoothing_factor": used.get("label_smoothing_factor") or None,
         **{f"rows, {split}": n for split, n in training["rows"].items()},
         "seed": training["seed"],
         "steps": training["steps"],
