@@ -50,7 +50,7 @@ import torch
 import transformers
 from finetune_arguments import IM_FIELDS, check_connection, check_folder, im_values, parse
 from finetune_data import load_data
-from finetune_problems import LOWER_IS_BETTER, PROBLEMS, SINGLE
+from finetune_problems import LOWER_IS_BETTER, PROBLEMS, SINGLE, UNDEFINED
 from robust_losses import DEFENCES, Defence
 from transformers import (
     AutoModelForSequenceClassification,
@@ -59,22 +59,25 @@ from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
     PretrainedConfig,
+    SchedulerType,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_callback import ExportableState
 
 import imbert_hf
 from imbert_hf import ThetaScheduleCallback, command_line
 from imbert_hf.evaluation.data.arguments import digest
-from imbert_hf.evaluation.data.loading import FAMILIES, fingerprint, longest_input
+from imbert_hf.evaluation.data.loading import FAMILIES, check_path, fingerprint, longest_input
 from imbert_hf.evaluation.data.tasks import Task
 
 
 def load_model(name: str, connection: str, im: dict[str, Any], task: Task, max_seq_length: int) -> tuple[Any, Any]:
     """Model and tokenizer."""
     labels = {"id2label": dict(enumerate(task.labels)), "label2id": {label: i for i, label in enumerate(task.labels)}}
+    check_path(name, "checkpoint")
     try:
         found = PretrainedConfig.get_config_dict(name)[0].get("model_type", "bert")
         family, plain = found.removeprefix("im"), connection == "bert"
@@ -119,8 +122,15 @@ def settle(args: TrainingArguments, task: Task, label: Any) -> None:
     args.metric_for_best_model = args.metric_for_best_model or problem.best
     if (name := args.metric_for_best_model.removeprefix("eval_")) not in known:
         raise ValueError(f"--metric_for_best_model must be of {', '.join(sorted(known))}, got {name!r}.")
+    if name in UNDEFINED:
+        raise ValueError(
+            f"--metric_for_best_model {name} has no value where all predictions are equal; take mse or mae."
+        )
     if name in LOWER_IS_BETTER:
         args.greater_is_better = False
+    if args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU and args.greater_is_better:
+        given: Any = args.lr_scheduler_kwargs or {}
+        args.lr_scheduler_kwargs = {"mode": "max", **given}
     if args.label_smoothing_factor and task.problem_type != SINGLE:
         raise ValueError(f"--label_smoothing_factor is of {SINGLE}, and {task.name} is {task.problem_type}.")
 
@@ -144,6 +154,16 @@ class DefenceTrainer(Trainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         return next(self.losses) if model.training else super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class Trained(TrainerCallback, ExportableState):
+    """Keeps in each checkpoint what its config does not tell of the training, for one that goes on."""
+
+    def __init__(self, defence: str | None):
+        self.defence = defence
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"defence": self.defence}, "attributes": {}}
 
 
 class StepTimer(TrainerCallback):
@@ -231,8 +251,8 @@ def main(
         # global batch, already divided by its size, unless told: gradients came out times processes and accumulation.
         model.accepts_loss_kwargs = False
         if resume is not None:
-            check_connection(model.config, resume)
-        callbacks: list[TrainerCallback] = []
+            check_connection(model.config, resume, model_args.defence)
+        callbacks: list[TrainerCallback] = [Trained(model_args.defence)]
         if model_args.theta_warmup is not None:
             callbacks.append(ThetaScheduleCallback(0.0, model.config.im_theta, model_args.theta_warmup))
     except ValueError as error:
@@ -263,6 +283,8 @@ def main(
         callbacks=[*callbacks, timer],
     )
     if trainer.is_world_process_zero():
+        counts = ", ".join(f"{len(rows)} {split}" for split, rows in data.items())
+        print(f"{task.name}: {task.problem_type}, labels {', '.join(task.labels)}; rows: {counts}; {connection}")
         # An earlier run's results must not pass for this one's, nor its checkpoints for points to resume from.
         (folder / "results.json").unlink(missing_ok=True)
         for old in folder.glob("checkpoint-*") if resume is None else ():

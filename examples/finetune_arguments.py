@@ -33,7 +33,9 @@ class ModelArguments(IMArguments):
     model_name_or_path: str = field(
         metadata={"help": "Folder or Hub id of a BERT, RoBERTa or ELECTRA, plain or implicit"}
     )
-    connection: Literal["bert", "ex-bert", "im-bert"] = "im-bert"
+    connection: Literal["bert", "ex-bert", "im-bert"] = field(
+        default="im-bert", metadata={"help": "What to train; bert is the plain model (default: im-bert)"}
+    )
     preset: Literal["paper"] | None = field(
         default=None, metadata={"help": "paper: every im_ field not given is IMBertConfig.paper()'s"}
     )
@@ -68,7 +70,7 @@ def parse(argv: list[str], prog: str = "finetune.py") -> Any:
     # With abbreviations --im_layer would be taken for --im_layers.
     kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
     parser = Parser(kinds, prog=prog, description=ABOUT, allow_abbrev=False)
-    parser.set_defaults(metric_for_best_model="")  # settle_best has the default of each problem type
+    parser.set_defaults(metric_for_best_model="")  # settle in finetune.py has the default of each problem type
     given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv}
     if not given & {"eval_strategy", "save_strategy"}:
         best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
@@ -84,6 +86,16 @@ def parse(argv: list[str], prog: str = "finetune.py") -> Any:
     return arguments
 
 
+# Of TrainingArguments, what leaves the script without its inputs, labels or metrics; ...: any value.
+UNUSABLE = {
+    "batch_eval_metrics": True,
+    "prediction_loss_only": True,
+    "eval_do_concat_batches": False,
+    "remove_unused_columns": False,
+    "label_names": ...,
+}
+
+
 def check_training(own: ModelArguments, args: TrainingArguments) -> None:
     if args.hub_token is not None:
         raise ValueError("--hub_token would be pickled into training_args.bin and pushed; set HF_TOKEN in its place.")
@@ -92,6 +104,9 @@ def check_training(own: ModelArguments, args: TrainingArguments) -> None:
             raise ValueError(f"--early_stopping_patience must be an integer >= 1, got {own.early_stopping_patience}.")
         if not args.load_best_model_at_end:
             raise ValueError("--early_stopping_patience has no effect without --load_best_model_at_end.")
+    for name, value in UNUSABLE.items():
+        if getattr(args, name) == value or (value is ... and getattr(args, name)):
+            raise ValueError(f"--{name} {getattr(args, name)} cannot be used here: leave it out.")
     if own.defence and args.label_smoothing_factor:
         raise ValueError(f"--label_smoothing_factor has no effect with --defence {own.defence}; leave one of them out.")
 
@@ -152,12 +167,18 @@ def check_folder(folder: Path, overwrite: bool, resume: str | None) -> str | Non
     return resume
 
 
-def check_connection(config: Any, checkpoint: str) -> None:
+def check_connection(config: Any, checkpoint: str, defence: str | None) -> None:
     """Refuses to go on with another connection, such as another release's defaults; theta may be on its way there.
 
-    So it does with another problem type.
+    So it does with another problem type, other labels or another defence.
     """
     before = json.loads(Path(checkpoint, "config.json").read_bytes())
+    kept = json.loads(Path(checkpoint, "trainer_state.json").read_bytes()).get("stateful_callbacks", {})
+    labels = list(before.get("id2label", config.id2label).values())
+    trained = {"defence": kept.get("Trained", {"args": {"defence": defence}})["args"]["defence"], "labels": labels}
+    for name, now in {"defence": defence, "labels": list(config.id2label.values())}.items():
+        if now != trained[name]:
+            raise ValueError(f"{checkpoint} was trained with {name} {trained[name]!r}, not {now!r}.")
     for name in [name for name in (*IM_FIELDS, "problem_type") if name in before and name != "im_theta"]:
         if (now := getattr(config, name, None)) != before[name]:
             raise ValueError(f"{checkpoint} was trained with {name} {before[name]!r}, not {now!r}: pass --{name}.")

@@ -169,6 +169,8 @@ def test_resumed_equals_uninterrupted(arguments, tmp_path):
     assert len(evaluations[0]) == 3  # two epochs and the final one
     assert second["resumed_from"] == str(interrupted / "checkpoint-3")
 
+    said = refusal(arguments(*more, *resumed, "--defence", "r3f"))
+    assert "checkpoint-6 was trained with defence None, not 'r3f'" in said
     said = refusal(arguments(*more, *resumed, "--im_theta", "0.5", "--im_layers", "all"))  # theta may be on its way
     assert f"{interrupted / 'checkpoint-6'} was trained with im_layers [-1], not 'all': pass --im_layers." in said
 

@@ -127,7 +127,7 @@ def test_paper_preset(arguments):
             ["--resume_from_checkpoint", "nowhere"],
             '--resume_from_checkpoint must be "last" or a checkpoint folder, got',
         ),
-        (["--model_name_or_path", "./nowhere"], "--model_name_or_path ./nowhere cannot be loaded: "),
+        (["--model_name_or_path", "./nowhere"], "./nowhere cannot be loaded as a checkpoint: there is no such folder."),
         (["settings.txt"], "settings.txt is no argument; "),
     ],
 )

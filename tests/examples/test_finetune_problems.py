@@ -13,7 +13,13 @@ from finetune_problems import MULTI, REGRESSION, SINGLE
 from finetuning import WORDS, refusal, results_of
 from scipy import stats
 from sklearn.metrics import f1_score
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, EvalPrediction
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    EvalPrediction,
+    TrainingArguments,
+)
 
 from imbert_hf.evaluation.data.tasks import Task
 
@@ -196,6 +202,8 @@ def test_a_faulty_list_is_one_sentence(value, words, tmp_path):
             ["--early_stopping_patience", "2", "--eval_strategy", "epoch"],
             "--early_stopping_patience has no effect without --load_best_model_at_end.",
         ),
+        (["--remove_unused_columns", "False"], "--remove_unused_columns False cannot be used here: leave it out."),
+        (["--label_names", "label"], "--label_names ['label'] cannot be used here: leave it out."),
         (["--task", "sst2", "--problem_type", SINGLE], "is of data of your own, and --task sst2 of GLUE"),
     ],
 )
@@ -220,7 +228,31 @@ def test_labels_of_another_file_must_be_those_of_the_first(words, tmp_path):
 
 
 def test_a_run_is_not_resumed_as_one_of_another_problem_type(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"problem_type": MULTI}))
-    check_connection(BertConfig(problem_type=MULTI), str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"problem_type": MULTI, "id2label": {"0": "x", "1": "y"}}))
+    (tmp_path / "trainer_state.json").write_text("{}")
+    labels = {0: "x", 1: "y"}
+    check_connection(BertConfig(problem_type=MULTI, id2label=labels), str(tmp_path), None)
     with pytest.raises(ValueError, match=f"was trained with problem_type '{MULTI}', not '{REGRESSION}'"):
-        check_connection(BertConfig(problem_type=REGRESSION), str(tmp_path))
+        check_connection(BertConfig(problem_type=REGRESSION, id2label=labels), str(tmp_path), None)
+    with pytest.raises(ValueError, match=r"was trained with labels \['x', 'y'\], not \['y', 'x'\]"):
+        check_connection(BertConfig(problem_type=MULTI, id2label={0: "y", 1: "x"}), str(tmp_path), None)
+
+
+def settled(**fields):
+    args = TrainingArguments("out", metric_for_best_model="", eval_strategy="epoch", use_cpu=True, **fields)
+    finetune.settle(args, Task("data", ("text",), ("a", "b"), problem_type=SINGLE), 0)
+    return args
+
+
+def test_a_plateau_is_of_the_metric_that_chooses(tmp_path):
+    assert settled(lr_scheduler_type="reduce_lr_on_plateau").lr_scheduler_kwargs == {"mode": "max"}
+    given = {"mode": "min", "patience": 3}
+    kept = settled(lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs=given)
+    assert kept.lr_scheduler_kwargs == given
+    assert not settled().lr_scheduler_kwargs
+
+
+def test_a_correlation_chooses_no_checkpoint(words, tmp_path):
+    table = ["--train_file", write_json(tmp_path / "stars.jsonl", float)]
+    said = refusal(words(*table, "--problem_type", REGRESSION, "--metric_for_best_model", "pearson"))
+    assert "--metric_for_best_model pearson has no value where all predictions are equal" in said
