@@ -120,7 +120,7 @@ def test_a_number_of_rows_in_place_of_a_budget(models, table, tmp_path, monkeypa
     monkeypatch.setattr(command, "choose_rows", lambda *args, **kwargs: pytest.fail("a time was measured"))
     for rows, n in ((5, 5), (99, 24)):
         data = check(table, tmp_path, "--model", models[0], "--rows", str(rows), "--overwrite")
-        assert data["rows"] == {"of": 24, "asked": n, "attacked": n}
+        assert data["rows"] == {"of": 24, "asked": n, "attacked": n, "budget": None}
         assert {data["results"][0][name]["n"] for name in measures.MEASURES} == {n}
     monkeypatch.undo()
     for words, message in ((["--rows", "0"], "--rows must be an integer >= 1, got 0"),
@@ -165,3 +165,11 @@ def test_a_budget_is_a_time(budget):
 
 def test_budgets():
     assert [command.parse_budget(text) for text in ("90s", "2m", "1.5h")] == [90, 120, 5400]
+
+
+def test_a_budget_that_pays_for_the_least_alone_says_so(models, table, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "choose_rows", lambda *args, **kwargs: (measures.LEAST, measures.LEAST))
+    check(table, tmp_path, "--model", models[0], "--budget", "1s")
+    assert "The budget of 1s paid for no more than the least number of rows to attack, 8" in capsys.readouterr().out
+    check(table, tmp_path, "--model", models[0], "--rows", "8", "--overwrite")
+    assert "paid for" not in capsys.readouterr().out

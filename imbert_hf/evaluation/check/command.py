@@ -77,7 +77,12 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     data: dict[str, Any] = {
         "results": [result(c, found[c.name], len(asked)) for c in classifiers],
         "comparisons": compare(found, args.seed),
-        "rows": {"of": len(rows), "asked": len(chosen.asked), "attacked": len(chosen.attacked)},
+        "rows": {
+            "of": len(rows),
+            "asked": len(chosen.asked),
+            "attacked": len(chosen.attacked),
+            "budget": args.budget if args.rows is None else None,
+        },
         "task": task.name,
     }
     made = []
@@ -135,9 +140,10 @@ def text(data: dict[str, Any]) -> str:
         f"{counts}; accuracy in percent, with 95 % intervals",
         table([columns(entry) for entry in data["results"]]),
     ]
-    if rows["attacked"] == LEAST < rows["asked"]:  # never with --rows, which attacks all
+    if rows["budget"] and rows["attacked"] == LEAST < rows["of"]:
         parts.append(
-            f"The budget paid for the least number of rows to attack, {LEAST}; a larger --budget attacks more."
+            f"The budget of {rows['budget']} paid for no more than the least number of rows to attack, {LEAST}, or not "
+            "for these either; a larger --budget attacks more."
         )
     entries = [{"task": data["task"], **entry} for entry in data["results"]]
     parts += ["\n".join(warnings)] if (warnings := collapse_warnings(entries)) else []

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("implicit-layers", int, None, "how many, from the last one down"),
     ):
         default = DEFAULTS[name.replace("-", "_")]
-        shown = " ".join("all" if value is None else str(value) for value in default)
+        shown = " ".join("the checkpoint's, or all" if value is None else str(value) for value in default)
         text = f"{what}; may be given again (default: {shown})"
         parser.add_argument(f"--{name}", action="several", default=default, type=kind, choices=choices, help=text)
     parser.add_argument("--theta", type=float, default=1.0, help="default: %(default)s")
@@ -77,8 +77,9 @@ def run(args: argparse.Namespace, journal: Journal, make: Make = make_variants) 
     model, tokenizer = load_model(args.model, device=args.device, dtype=args.dtype, seed=args.seed)
     if max(args.length) > (longest := longest_input(model, tokenizer)):
         raise ValueError(f"--length must be at most {longest} for {args.model}, got {max(args.length)}.")
-    total = model.config.num_hidden_layers
-    if wrong := [count for count in args.implicit_layers if count is not None and not 1 <= count <= total]:
+    total, own = model.config.num_hidden_layers, len(model.config.implicit_layers)
+    args.implicit_layers = [own or total if count is None else count for count in args.implicit_layers]
+    if wrong := [count for count in args.implicit_layers if not 1 <= count <= total]:
         raise ValueError(f"--implicit-layers must be an integer from 1 to {total} for {args.model}, got {wrong[0]}.")
     marked = fingerprint(args.model, model.config)
     cells = cost(

@@ -11,7 +11,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from imbert_hf.evaluation.data.loading import check_path, fingerprint, first_line, load_pretrained, longest_input
+from imbert_hf.evaluation.data.loading import (
+    adapted,
+    check_path,
+    fingerprint,
+    first_line,
+    load_pretrained,
+    longest_input,
+)
 from imbert_hf.evaluation.data.tasks import Task, plain_name
 from imbert_hf.evaluation.report import at_least
 
@@ -219,7 +226,7 @@ def model_labels(path: str, label_map: dict[str, int] | None = None, trust_remot
     """What the outputs of a single-label classifier are called, in their order."""
     check_path(path, "sequence classifier")
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(adapted(path) or path, trust_remote_code=trust_remote_code)
     except Exception as error:  # each kind of damage raises its own
         raise ValueError(f"{path} cannot be loaded as a sequence classifier: {first_line(error)}") from None
     if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):

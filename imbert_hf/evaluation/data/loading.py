@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,9 @@ def load_magnitudes(model: Any, path: str) -> set[str]:
 
 
 def check_path(path: str, what: str) -> None:
-    """Raises ValueError for a folder that is not there, which would be taken for a Hub id."""
-    if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+    """Raises ValueError for a folder that is not there, though its parent may be, and would be taken for a Hub id."""
+    here = Path(path).parent != Path() and Path(path).parent.is_dir()
+    if not Path(path).exists() and (here or path.startswith(("/", ".", "~")) or path.count("/") > 1):
         raise ValueError(f"{path} cannot be loaded as a {what}: there is no such folder.")
 
 
@@ -137,6 +139,12 @@ def longest_input(model: Any, tokenizer: Any) -> int:
     return min(limits, default=512)
 
 
+def adapted(path: str) -> str | None:
+    """The base model of a folder that holds an adapter of PEFT; None for any other."""
+    told = Path(path, "adapter_config.json")
+    return json.loads(told.read_bytes()).get("base_model_name_or_path") if told.is_file() else None
+
+
 def fingerprint(path: str, config: Any = None) -> str:
     """A hash of the files of a folder that predictions depend on, or of a commit on the Hub.
 
@@ -151,6 +159,8 @@ def fingerprint(path: str, config: Any = None) -> str:
         with file.open("rb") as content:
             while chunk := content.read(1 << 20):
                 told.update(chunk)
+    if (base := adapted(path)) is not None:
+        told.update(fingerprint(base).encode())
     if not folder.is_dir():
         told.update(repr((path, getattr(config, "_commit_hash", None))).encode())
     return told.hexdigest()[:16]
