@@ -77,7 +77,10 @@ from imbert_hf.evaluation.data.tasks import Task
 def load_model(name: str, connection: str, im: dict[str, Any], task: Task, max_seq_length: int) -> tuple[Any, Any]:
     """Model and tokenizer."""
     labels = {"id2label": dict(enumerate(task.labels)), "label2id": {label: i for i, label in enumerate(task.labels)}}
-    check_path(name, "checkpoint")
+    try:
+        check_path(name, "checkpoint")
+    except ValueError as error:
+        raise ValueError(f"--model_name_or_path {error}") from None
     try:
         found = PretrainedConfig.get_config_dict(name)[0].get("model_type", "bert")
         family, plain = found.removeprefix("im"), connection == "bert"
