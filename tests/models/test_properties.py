@@ -295,7 +295,7 @@ def test_harm_to_one_row_reaches_no_gradient_of_another(
 ):
     """And without harm all gradients are finite, or the forward was announced, or float16 overflowed in backward."""
     fields = {**fields, "im_consistency": float(seed % 2)}
-    if dtype == torch.float16:  # whose gradients overflow at a step of a thousand, and not alike in all batches
+    if dtype == torch.float16:  # where an iterate that is not taken can overflow in backward, at a step of a thousand
         fields["im_step_size"] = min(fields["im_step_size"], 10.0)
     model = model_of(fields, layers, dtype, whole_batch(fields, attention), dropout, family).train()
     healthy = batch_of([first, *lengths], seed, dtype, width=7)
