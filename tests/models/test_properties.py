@@ -16,6 +16,7 @@ import torch
 from families import base_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
 from tiny import lively
 from transformers.models.bert.modeling_bert import BertLayer
 
@@ -23,6 +24,8 @@ import imbert_hf
 from imbert_hf import IMBertConfig
 
 
+# Else it draws constants of whatever modules are loaded, and the same cases come with the same neighbours alone.
+providers._get_local_constants = providers.Constants
 CASES = int(os.environ.get("IMBERT_CASES", 5200))
 shares: list[float] = []
 
