@@ -109,7 +109,8 @@ def _check_training(folder: Path, path: Path, training: dict[str, Any], mark: st
     known = training.get("fingerprint")
     if known not in (None, mark):
         raise ValueError(f"{path} is of a training that saved other files than those in {folder} now.")
-    found.columns = (training["arguments"].get("data", {}).get("text_column_names") or "").split(",")
+    columns = training["arguments"].get("data", {}).get("text_column_names")
+    found.columns = columns.split(",") if columns else []
     if known is not None:
         return
     found.warnings.append(f"{path} has no fingerprint of what the training saved: it is taken for {folder}'s.")
