@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from study.advglue import MEASURES
+from study.means import MEASURES
 from study.scores import costs
 from study.tables import Line, Table, difference_lines, markdown, spread
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 
-STAGES = ("train", "choice", "test", "query", "cost")
+STAGES = ("train", "choice", "test", "advglue_test", "query", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
 KNOWN = ("about", "common", "models", "parts", "scores", "summary")  # of a plan
 ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast")  # of a part
@@ -86,8 +86,8 @@ def digest_of(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def read_plan(path: Path) -> dict[str, Any]:
-    """The plan, its names checked.
+def read_plan(path: Path, base: str | None = None) -> dict[str, Any]:
+    """The plan, its names checked; `base` in place of its model_name_or_path.
 
     Raises:
         ValueError: the file is none, or a name in it is unknown.
@@ -107,6 +107,8 @@ def read_plan(path: Path) -> dict[str, Any]:
             check(plan)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if base is not None:
+        plan["common"] = (plan.get("common") or {}) | {"model_name_or_path": base}
     return plan
 
 
@@ -170,6 +172,11 @@ def check_summary(plan: dict[str, Any]) -> None:
     for heading, name in summary.items():
         if name not in names:
             raise ValueError(f"{heading!r} of summary must be of {', '.join(names)}, got {name!r}.")
+
+
+def batch_of(run: Run) -> int:
+    """Rows of a training step."""
+    return run.arguments.get("per_device_train_batch_size", 8)
 
 
 def models_of_score(plan: dict[str, Any], score: str) -> list[str]:

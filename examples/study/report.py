@@ -19,7 +19,7 @@ from typing import Any
 
 from imbert_hf.command_line import Parser
 from imbert_hf.evaluation.report import write_whole
-from study import advglue
+from study import means
 from study.kept import read_run
 from study.page import page, tables_of
 from study.plan import BATCH, CHOICE, LENGTH, VALIDATION, read_plan, runs_of
@@ -58,7 +58,7 @@ def main(words: list[str]) -> None:
     parser = make_parser()
     args = parser.parse_args(words)
     try:
-        plan = read_plan(args.plan)
+        plan = read_plan(args.plan, args.base)
         if not any(args.runs.glob("*.jsonl")):
             raise ValueError(f"--runs {args.runs} holds no <task>.jsonl.")
         if args.output.exists() and not args.output.is_dir():
@@ -78,6 +78,7 @@ def make_parser() -> Parser:
     parser = Parser("study report", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, help="YAML file")
     parser.add_argument("--runs", type=Path, required=True, help="folder of <task>.jsonl")
+    parser.add_argument("--base", metavar="NAME", help="as it was given to run")
     parser.add_argument("--output", type=Path, required=True, help="folder of README.md, tables.md and figures")
     parser.add_argument("--readme", type=Path, help="file with marks, to put tables in")
     return parser
@@ -87,7 +88,7 @@ def tables(plan: dict[str, Any], runs: Path) -> dict[str, list[Table]]:
     """score or part -> its tables, where it has any."""
     found = {}
     for score in plan.get("scores") or {}:
-        if table := advglue.score_table(plan, score, runs):
+        if table := means.score_table(plan, score, runs):
             found[score] = [table]
     for part in plan["parts"]:
         if of_part := part_tables(plan, part, runs):
@@ -126,6 +127,7 @@ def figure(table: Table) -> str:
 def pages(plan: dict[str, Any], found: dict[str, list[Table]], args: argparse.Namespace) -> dict[str, str]:
     """README.md and tables.md."""
     command = f"python examples/study report {args.plan} --runs {args.runs} --output {args.output}"
+    command += f" --base {args.base}" if args.base else ""
     command += f" --readme {args.readme}" if args.readme else ""
     where = {"command": command, "plan": os.path.relpath(args.plan, args.output)}
     every = HEAD.format(**where, plan_name=args.plan.name, legend=legend(MEASURES | LEGEND))
@@ -138,7 +140,7 @@ def pages(plan: dict[str, Any], found: dict[str, list[Table]], args: argparse.Na
     text = page(
         tables_of(plan.get("summary") or {name: name for name in list(found)[:3]}, found),
         about=(plan.get("about") or "").strip(),
-        legend=legend({measure: MEASURES[measure] for measure in advglue.MEASURES}),
+        legend=legend({measure: MEASURES[measure] for measure in means.MEASURES}),
         made=sum(bool(kept["stages"]) for kept in runs),
         planned=len(runs),
         runs=os.path.relpath(args.runs, args.output),

@@ -1,11 +1,13 @@
 """Makes the runs of a plan, each a fine-tuning and what is measured of it, and goes on where it was stopped.
 
     python examples/study run examples/study/plan.yaml --data path/to/data --runs outputs/study --workers 2
+    python examples/study run examples/study/paper.yaml --base google-bert/bert-base-uncased
 
 README.md, beside this file, says what DATA and the plan hold, and what is kept in RUNS.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,16 +21,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from study.files import Files, fetch
 from study.kept import read_run, write_run
-from study.plan import Run, read_plan, runs_of
+from study.plan import Run, batch_of, read_plan, runs_of
 
 
+COMMAND = [sys.executable, str(Path(__file__).parent), "run"]
 BUSY = 75  # how a child ends whose run is being made by another process: EX_TEMPFAIL of sysexits.h
 
 
 def main(words: list[str]) -> None:
     parser = make_parser()
     args = parser.parse_args(words)
+    args.runs = args.runs or Path("outputs", args.plan.stem)
     try:
         runs = asked_for(args)
     except ValueError as error:
@@ -37,30 +42,58 @@ def main(words: list[str]) -> None:
     if args.run is not None:
         one_run(next(run for run in runs if run.key == args.run), args)
         return
+    left = [run for run in runs if is_due(run, read_run(args.runs, run), args.retry)]
+    if args.estimate:
+        from study.estimate import estimate
+
+        print(estimate(left, files_of(args), args.workers))
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("study run: terminated; the same command goes on"))
-    if not (work(runs, args, words) if args.workers == 1 else share_out(args.workers, words)):
+    if left and not args.shared:
+        say_how_long(words)
+    if not (work(runs, args, words) if args.workers == 1 else share_out(args.workers, args.processes, words)):
         sys.exit(1)
+
+
+def say_how_long(words: list[str]) -> None:
+    """In a process, which gives memory and devices back; where it fails, the runs say why."""
+    subprocess.run([*COMMAND, *words, "--estimate"], check=False)
 
 
 def asked_for(args: argparse.Namespace) -> list[Run]:
     """The runs to be made, the arguments checked."""
-    plan = read_plan(args.plan)
+    plan = read_plan(args.plan, args.base)
     for name, given in (("parts", args.parts), ("models", args.models)):
         if unknown := [one for one in given or () if one not in plan[name]]:
             raise ValueError(f"--{name} must be of {', '.join(plan[name])}, got {unknown[0]!r}.")
     if args.workers < 1:
         raise ValueError(f"--workers must be an integer >= 1, got {args.workers}.")
     runs = [run for run in runs_of(plan, args.parts) if args.models is None or run.model in args.models]
-    for task in dict.fromkeys(run.task for run in runs):
+    for task in dict.fromkeys(run.task for run in runs if args.data):
         if not (args.data / task / "train.jsonl").is_file():
             raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
+    if args.advglue_test and not args.advglue_test.is_file():
+        raise ValueError(f"--advglue-test {args.advglue_test} must be a file, AdvGLUE's test_ann.json.")
+    for batch in {batch_of(run) for run in runs}:
+        if args.processes < 1 or batch % args.processes:
+            raise ValueError(f"--processes must be >= 1 and divide a batch of {batch} rows, got {args.processes}.")
     if args.runs.exists() and not args.runs.is_dir():
         raise ValueError(f"--runs {args.runs} must be a folder.")
+    if args.data is None and args.run is None and not args.shared:
+        fetch(dict.fromkeys(run.task for run in runs), files_of(args).data)
     for run in runs:  # a broken line is said before anything is made
         read_run(args.runs, run)
-    if args.shared:  # times are not taken while others work
-        runs = [replace(run, stages=tuple(stage for stage in run.stages if stage != "cost")) for run in runs]
-    return runs
+    # Times are not taken while others work.
+    left_out = {*["cost"] * args.shared, *["advglue_test"] * (args.advglue_test is None)}
+    return [replace(run, stages=tuple(stage for stage in run.stages if stage not in left_out)) for run in runs]
+
+
+def files_of(args: argparse.Namespace) -> Files:
+    return Files(args.data or args.runs / "data", args.runs, args.model, args.advglue_test, args.processes)
+
+
+def is_due(run: Run, kept: dict[str, Any], retry: bool) -> bool:
+    return bool(run.missing(kept)) and (kept["problem"] is None or retry)
 
 
 def one_run(run: Run, args: argparse.Namespace) -> None:
@@ -72,7 +105,7 @@ def one_run(run: Run, args: argparse.Namespace) -> None:
                 sys.exit(BUSY)
             from study.stages import make_run  # torch and all that; the others only wait
 
-            make_run(run, args.data, args.runs, args.model)
+            make_run(run, files_of(args))
     except Timeout:
         sys.exit(BUSY)
 
@@ -82,22 +115,29 @@ def make_parser() -> argparse.ArgumentParser:
         "study run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("plan", type=Path, help="YAML file")
-    parser.add_argument("--data", type=Path, required=True, help="folder of <task>/<split>.jsonl and adv_glue")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of <task>.jsonl, begun or gone on with")
-    parser.add_argument("--model", metavar="DIR", help="a copy of the plan's model_name_or_path on this machine")
+    hub = "the Hub's GLUE and AdvGLUE, written into RUNS/data once"
+    parser.add_argument("--data", type=Path, help=f"folder of <task>/<split>.jsonl and adv_glue (default: {hub})")
+    parser.add_argument("--advglue-test", metavar="FILE", type=Path, help="AdvGLUE's test_ann.json, for that stage")
+    parser.add_argument(
+        "--runs", type=Path, help="folder of <task>.jsonl, begun or gone on with (default: outputs/PLAN)"
+    )
+    parser.add_argument("--base", metavar="NAME", help="Hub id or folder, in place of the plan's model_name_or_path")
+    parser.add_argument("--model", metavar="DIR", help="a copy of that model on this machine")
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="of the plan's parts (default: all)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="of the plan's models (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes, which share cores and GPUs (default: 1)")
-    parser.add_argument("--time-limit", type=float, default=7200, help="seconds a run may take (default: 7200)")
+    parser.add_argument("--processes", type=int, default=1, help="that train a model together (default: 1)")
+    parser.add_argument("--time-limit", type=float, help="seconds a run may take (default: any)")
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds after which no run is begun")
     parser.add_argument("--retry", action="store_true", help="make again what failed or took too long")
+    parser.add_argument("--estimate", action="store_true", help="say about how long it takes, and make nothing")
     parser.add_argument("--shared", action="store_true", help=argparse.SUPPRESS)  # of one of several workers
     parser.add_argument("--run", help=argparse.SUPPRESS)  # the one run that a worker's child makes
     return parser
 
 
-def share_out(count: int, words: list[str]) -> bool:
-    """Several processes of this command, each with its share of the cores and a GPU, where there are any.
+def share_out(count: int, processes: int, words: list[str]) -> bool:
+    """Several processes of this command, each with its share of the cores and of the GPUs, where there are any.
 
     Returns whether no run failed.
     """
@@ -107,10 +147,11 @@ def share_out(count: int, words: list[str]) -> bool:
 
         allowed = ",".join(map(str, range(torch.cuda.device_count())))
     gpus = [gpu for gpu in allowed.split(",") if gpu]
-    threads, workers = str(max(1, (os.cpu_count() or 1) // count)), []
+    threads, workers = str(max(1, (os.cpu_count() or 1) // (count * processes))), []
     for number in range(count):
-        device = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-        command = [sys.executable, str(Path(__file__).parent), "run", *words, "--workers", "1", "--shared"]
+        own = [gpus[(number * processes + i) % len(gpus)] for i in range(processes if gpus else 0)]
+        device = {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))} if gpus else {}
+        command = [*COMMAND, *words, "--workers", "1", "--shared"]
         workers.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads, **device}))
     try:
         return not sum(abs(worker.wait()) for worker in workers)
@@ -132,7 +173,7 @@ def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> bool:
                 return well
             kept = read_run(args.runs, run)
             # What failed is tried once, by the first who comes.
-            if not run.missing(kept) or (kept["problem"] and (not args.retry or kept.get("failed", 0) > since)):
+            if not is_due(run, kept, args.retry and kept.get("failed", 0) <= since):
                 continue
             code, problem = child(run, args, words)
             if code == BUSY:
@@ -151,15 +192,16 @@ def child(run: Run, args: argparse.Namespace, words: list[str]) -> tuple[int, st
     """Makes the run. Returns how it ended, below 0 where it was killed, and what went wrong."""
     log = args.runs / f".{run.key}.log"
     # The stages are the part's.
-    command = [sys.executable, str(Path(__file__).parent), "run", *words, "--parts", run.part, "--run", run.key]
+    command = [*COMMAND, *words, "--parts", run.part, "--run", run.key]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code = process.wait(args.time_limit)
         except subprocess.TimeoutExpired:
             return 1, f"exceeded the time limit of {args.time_limit:g} s"
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # those of --processes, too
             process.wait()
         file.seek(0)
         text = file.read()

@@ -45,14 +45,19 @@ def of_measure(stages: dict[str, Any], stage: str, measure: str) -> numpy.ndarra
         return digits(made[measure]) if made else None
     if measure == "noise":
         return numpy.nanmean([digits(text) for text in made["noise"].values()], axis=0) if made else None
-    sets = list(made.get("advglue", {}).values())
-    if not sets:
-        return None
+    if measure == "worst":
+        return (
+            numpy.nanmin([digits(text) for text in (made["clean"], *made["noise"].values())], axis=0) if made else None
+        )
+    if measure == "AdvGLUE test":
+        made, measure = stages.get("advglue_test", {}) if stage == "test" else {}, "AdvGLUE"
     scores = []
-    for one in sets:
+    for one in made.get("advglue", {}).values():
         attacked, original = digits(one["attacked"]), digits(one["original"])
         scores.append({"AdvGLUE": attacked, "originals": original, "both": attacked * original}[measure])
     counts = [int((~numpy.isnan(of_set)).sum()) for of_set in scores]
+    if not any(counts):
+        return None
     weights = [sum(counts) / (numpy.count_nonzero(counts) * max(1, count)) for count in counts]
     return numpy.concatenate([weight * of_set for weight, of_set in zip(weights, scores, strict=True)])
 

@@ -6,8 +6,9 @@ about. report.py compares models on the same rows. Texts and labels of the data 
 
 import hashlib
 import json
-import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -35,11 +36,11 @@ from imbert_hf.evaluation.cost.settings import make_batch
 from imbert_hf.evaluation.cost.variants import Floor, Variant, plain_bert, plain_losses
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
 from imbert_hf.evaluation.data.tasks import Row, find_task, read_rows
+from study.files import Files, advglue_sets, validation_file
 from study.kept import read_run, write_run
 from study.plan import (
     ATTACKED,
     BATCH,
-    CHOICE,
     LENGTH,
     NOISE,
     QUERIED,
@@ -50,6 +51,7 @@ from study.plan import (
     STRENGTH,
     VALIDATION,
     Run,
+    batch_of,
     words_of,
 )
 
@@ -58,19 +60,14 @@ ATTACK = Ascent(steps=STEPS, restarts=1)
 KEPT = ("metrics", "rows", "steps", "seconds_per_training_step", "im_fields", "device", "versions", "git")
 
 
-def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
+def make_run(run: Run, files: Files) -> None:
     """Makes the stages of a run that are missing, and keeps each as soon as it is done.
 
     What was measured of other weights is dropped: the same seed, trained again elsewhere, need not give the same ones.
-
-    Args:
-        data: folder of the tasks' rows and of adv_glue.
-        runs: where the lines are kept; weights in runs/weights.
-        model: folder to train from in place of the plan's model_name_or_path.
     """
-    kept = read_run(runs, run) | {"problem": None}
+    kept = read_run(files.runs, run) | {"problem": None}
     kept.pop("failed", None)
-    weights = runs / "weights" / run.trained.key
+    weights = files.weights / run.trained.key
     if run.missing(kept) and not (weights / "model.safetensors").exists():
         kept["stages"].pop("train", None)
     for stage in STAGES:
@@ -78,7 +75,7 @@ def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
             continue
         begun = time.perf_counter()
         if stage == "train":
-            found = train(run, data, weights, model)
+            found = train(run, files, weights)
             digest = hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()[:16]
             if kept.setdefault("weights", digest) != digest:
                 kept |= {"weights": digest, "stages": {}, "seconds": {}, "made": {}}
@@ -89,11 +86,11 @@ def make_run(run: Run, data: Path, runs: Path, model: str | None) -> None:
             # No cast that was made under inference_mode may reach the attack's gradients: no cache.
             dtype = getattr(torch, run.autocast or "float32")
             with torch.autocast(device, dtype, enabled=bool(run.autocast) and stage != "cost", cache_enabled=False):
-                found = STAGE[stage](run, classifier, data, runs)
+                found = STAGE[stage](run, classifier, files)
         kept["stages"][stage] = found
         kept["seconds"][stage] = round(time.perf_counter() - begun, 1)
-        kept.setdefault("made", {})[stage] = made_by()
-        write_run(runs, run, kept)
+        kept.setdefault("made", {})[stage] = made_by() | ({"processes": files.processes} if stage == "train" else {})
+        write_run(files.runs, run, kept)
 
 
 def made_by() -> dict[str, Any]:
@@ -102,36 +99,42 @@ def made_by() -> dict[str, Any]:
     return about | {"git": finetune.git_state(), "cuda": torch.cuda.is_available()}
 
 
-def train(run: Run, data: Path, weights: Path, model: str | None) -> dict[str, Any]:
+def train(run: Run, files: Files, weights: Path) -> dict[str, Any]:
     """What finetune.py or distill.py writes, without paths; its validation rows are those of `split`.
 
     The last epoch is kept. Weights that another run has trained with the same arguments are taken as they are.
     """
     if not (weights / "results.json").exists() or not (weights / "model.safetensors").exists():
-        fine_tuned(run, data, weights, model)
+        fine_tuned(run, files, weights)
     results = json.loads((weights / "results.json").read_text(encoding="utf-8"))
     return {name: results[name] for name in KEPT}
 
 
-def fine_tuned(run: Run, data: Path, weights: Path, model: str | None) -> None:
-    script: Callable[[list[str]], None] = distill.main if run.teacher else finetune.main
+def fine_tuned(run: Run, files: Files, weights: Path) -> None:
+    script = distill if run.teacher else finetune
     arguments = dict(run.arguments)
     if run.teacher:
         teacher = weights.with_name(run.taught_by.key)
-        train(run.taught_by, data, teacher, model)
+        train(run.taught_by, files, teacher)
         arguments.pop("model_name_or_path", None)
         arguments["teacher"] = str(teacher)
-    elif model:
-        arguments["model_name_or_path"] = model
+    elif files.model:
+        arguments["model_name_or_path"] = files.model
+    if files.processes > 1:  # of the same batches
+        arguments |= {"per_device_train_batch_size": batch_of(run) // files.processes}
     words = words_of({**arguments, "task": run.task, "seed": run.seed, "output_dir": str(weights)})
-    words += ["--data_dir", str(split(data, run.task, weights.parent)), "--eval_strategy", "no"]
+    words += ["--data_dir", str(files.split(run.task)), "--eval_strategy", "no"]
     words += ["--save_strategy", "epoch", "--save_total_limit", "1", "--report_to", "none", "--disable_tqdm", "True"]
     words += [] if torch.cuda.is_available() else ["--use_cpu", "True"]  # bf16 needs to be told
     for checkpoint in weights.glob("checkpoint-*"):
         if not (checkpoint / "trainer_state.json").exists():  # written last: this one was cut off
             shutil.rmtree(checkpoint)
     begun = any(weights.glob("checkpoint-*"))
-    script(words + (["--resume_from_checkpoint", "last"] if begun else ["--overwrite_output_dir"]))
+    words += ["--resume_from_checkpoint", "last"] if begun else ["--overwrite_output_dir"]
+    if files.processes == 1:
+        script.main(words)
+    else:
+        together(script, words, files.processes)
     for checkpoint in weights.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
@@ -146,38 +149,38 @@ def with_fields(run: Run, weights: Path) -> Path:
     return folder
 
 
-def split(data: Path, task: str, folder: Path) -> Path:
-    """Rows for finetune.py: CHOICE of the train file to choose settings by, and the others to train on."""
-    rows = (data / task / "train.jsonl").read_bytes().splitlines()
-    if len(rows) <= CHOICE:
-        raise ValueError(f"{data / task / 'train.jsonl'} must hold more than {CHOICE} rows, got {len(rows)}.")
-    chosen = set(numpy.random.default_rng(0).choice(len(rows), CHOICE, replace=False).tolist())
-    (folder / task).mkdir(parents=True, exist_ok=True)
-    for name, keep in ((validation_file(task), True), ("train.jsonl", False)):
-        part = folder / task / f".{name}.{os.getpid()}"
-        part.write_bytes(b"".join(row + b"\n" for i, row in enumerate(rows) if (i in chosen) == keep))
-        os.replace(part, folder / task / name)
-    return folder
+def together(script: Any, words: list[str], processes: int) -> None:
+    """Runs a script in several processes, by accelerate."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    if code := subprocess.run([*launch, str(script.__file__), *words], check=False).returncode:
+        sys.exit(code)
 
 
-def validation_file(task: str) -> str:
-    return "validation_matched.jsonl" if task == "mnli" else "validation.jsonl"
-
-
-def choice(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, Any]:
+def choice(run: Run, classifier: Classifier, files: Files) -> dict[str, Any]:
     """By these a setting may be chosen: rows of the train file that no run trains on."""
-    folder = split(data, run.task, runs / "weights")
+    folder = files.split(run.task)
     return measured(classifier, read_rows(folder / run.task / validation_file(run.task), classifier.task))
 
 
-def test(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, Any]:
+def test(run: Run, classifier: Classifier, files: Files) -> dict[str, Any]:
     """To be looked at once, when all is chosen: GLUE's validation rows, and AdvGLUE's dev set."""
-    found = measured(classifier, test_rows(run, classifier, data, VALIDATION))
-    found["advglue"] = {}
-    for name in ("mnli", "mnli-mm") if run.task == "mnli" else (run.task,):
+    found = measured(classifier, validation_rows(run, classifier, files, VALIDATION))
+    return found | {"advglue": attacked_texts(run, classifier, files.advglue_dev)}
+
+
+def advglue_test(run: Run, classifier: Classifier, files: Files) -> dict[str, Any]:
+    """AdvGLUE's test set."""
+    return {"advglue": attacked_texts(run, classifier, lambda _: files.advglue_test)}
+
+
+def attacked_texts(run: Run, classifier: Classifier, file: Callable[[str], Path | None]) -> dict[str, Any]:
+    """What is right of AdvGLUE's sets of the task; `file`: name of a set -> the file that holds it."""
+    found = {}
+    for name in advglue_sets(run.task):
         of_task = replace(classifier, task=find_task(name))
-        answers = advglue.run(of_task, read_rows(data / "adv_glue" / "dev_ann.json", of_task.task), residuals="none")
-        found["advglue"][name] = {
+        answers = advglue.run(of_task, read_rows(str(file(name)), of_task.task), residuals="none")
+        found[name] = {
             "attacked": bits(answers.right),
             "original": bits(r if p else None for r, p in zip(answers.original_right, answers.paired, strict=True)),
             "majority": majority(answers.rows),
@@ -186,9 +189,9 @@ def test(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, 
     return found
 
 
-def query(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, Any]:
+def query(run: Run, classifier: Classifier, files: Files) -> dict[str, Any]:
     """The character attack on validation rows."""
-    rows = test_rows(run, classifier, data, QUERIED)
+    rows = validation_rows(run, classifier, files, QUERIED)
     results = query_attack(classifier, rows, candidates=CharacterEdits())
     return {
         "before": bits(r.before == r.label for r in results),
@@ -197,7 +200,7 @@ def query(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str,
     }
 
 
-def cost(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, Any]:
+def cost(run: Run, classifier: Classifier, files: Files) -> dict[str, Any]:
     """Times of inference and of a training step to plain BERT's with the same weights, in turns."""
     batch = make_batch(classifier.model, classifier.tokenizer, None, BATCH, LENGTH)
     defence = run.arguments.get("defence")
@@ -217,11 +220,11 @@ def cost(run: Run, classifier: Classifier, data: Path, runs: Path) -> dict[str, 
     return found
 
 
-STAGE = {"choice": choice, "test": test, "query": query, "cost": cost}
+STAGE = {"choice": choice, "test": test, "advglue_test": advglue_test, "query": query, "cost": cost}
 
 
-def test_rows(run: Run, classifier: Classifier, data: Path, limit: int) -> list[Row]:
-    return read_rows(data / run.task / validation_file(run.task), classifier.task, limit=limit)
+def validation_rows(run: Run, classifier: Classifier, files: Files, limit: int) -> list[Row]:
+    return read_rows(files.validation(run.task), classifier.task, limit=limit)
 
 
 def measured(classifier: Classifier, rows: list[Row]) -> dict[str, Any]:

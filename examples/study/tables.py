@@ -21,9 +21,11 @@ Differences = dict[str, dict[str, dict[str, Any]]]  # measure -> model -> what `
 MEASURES = {
     "clean": "accuracy",
     "noise": f"accuracy under {', '.join(NOISE)} noise of strength {STRENGTH}, the mean over these",
+    "worst": "right on the clean text and under each of these kinds of noise",
     "embedding": f"accuracy under the attack on the embeddings, radius {RADIUS}, {STEPS} steps, of {ATTACKED} rows",
     "query": f"accuracy under the character attack, of {QUERIED} rows",
     "AdvGLUE": "accuracy on AdvGLUE dev, for mnli the mean of its two sets",
+    "AdvGLUE test": "the same on its test set",
     "originals": "accuracy on the originals of AdvGLUE's rows, where these are known",
     "both": "original and attacked text both right",
 }

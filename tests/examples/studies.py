@@ -66,7 +66,7 @@ def start(plan, data, model, runs, *more):
 @pytest.fixture(scope="module")
 def study():
     """The modules of the study."""
-    names = ("kept", "plan", "report", "run", "stages")
+    names = ("estimate", "files", "kept", "plan", "report", "run", "stages")
     return SimpleNamespace(**{name: import_module(f"study.{name}") for name in names})
 
 

@@ -1,6 +1,7 @@
 """examples/study on a tiny BERT and made-up rows: what is measured and kept, gone on with, and rendered."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy
@@ -35,14 +36,14 @@ def runs(study, plan, data, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for run in study.plan.runs_of(study.plan.read_plan(plan)):
         if run.model != "R3F":
-            study.stages.make_run(run, data, folder, model)
+            study.stages.make_run(run, study.files.Files(data, folder, model))
     return folder
 
 
 def test_no_run_trains_on_a_row_that_settings_are_chosen_by(study, data, tmp_path):
-    study.stages.split(data, "sst2", tmp_path)
-    parts = [(tmp_path / "sst2" / f"{name}.jsonl").read_text().splitlines() for name in ("validation", "train")]
-    assert len(parts[0]) == study.stages.CHOICE
+    folder = study.files.Files(data, tmp_path).split("sst2")
+    parts = [(folder / "sst2" / f"{name}.jsonl").read_text().splitlines() for name in ("validation", "train")]
+    assert len(parts[0]) == study.files.CHOICE
     assert sorted(parts[0] + parts[1]) == sorted((data / "sst2" / "train.jsonl").read_text().splitlines())
 
 
@@ -50,7 +51,7 @@ def test_a_train_file_without_rows_to_spare_is_refused(study, tmp_path):
     (tmp_path / "sst2").mkdir()
     (tmp_path / "sst2" / "train.jsonl").write_text("{}\n" * 500)
     with pytest.raises(ValueError, match=r"sst2/train.jsonl must hold more than 500 rows, got 500\."):
-        study.stages.split(tmp_path, "sst2", tmp_path / "parts")
+        study.files.Files(tmp_path, tmp_path / "runs").split("sst2")
 
 
 def test_what_is_kept_of_a_run(study, plan, data, runs):
@@ -123,15 +124,15 @@ def test_the_same_weights_under_autocast(study, plan, runs):
 def test_all_that_a_part_measures_is_under_its_autocast_but_costs(study, plan, monkeypatch, tmp_path):
     run = next(study.plan.runs_of(study.plan.read_plan(plan), ["half"]))
     monkeypatch.setattr(study.stages, "load_classifier", lambda *_, **__: None)
-    monkeypatch.setattr(study.stages, "train", lambda run, data, weights, model: None)
+    monkeypatch.setattr(study.stages, "train", lambda run, files, weights: None)
     (tmp_path / "weights" / run.trained.key).mkdir(parents=True)
     (tmp_path / "weights" / run.trained.key / "model.safetensors").touch()
-    for stage in ("choice", "test", "query", "cost"):
+    for stage in ("choice", "test", "advglue_test", "query", "cost"):
         monkeypatch.setitem(study.stages.STAGE, stage, lambda *_: torch.is_autocast_enabled("cpu"))
-    every = ("train", "choice", "test", "query", "cost")
-    for autocast, expected in (("bfloat16", [True, True, True, False]), ("", [False] * 4)):
+    every = ("train", "choice", "test", "advglue_test", "query", "cost")
+    for autocast, expected in (("bfloat16", [True, True, True, True, False]), ("", [False] * 5)):
         one = replace(run, autocast=autocast, stages=every)
-        study.stages.make_run(one, tmp_path, tmp_path, None)
+        study.stages.make_run(one, study.files.Files(tmp_path, tmp_path))
         stages = study.kept.read_run(tmp_path, one)["stages"]
         assert [stages[stage] for stage in every[1:]] == expected
 
@@ -143,7 +144,7 @@ def test_a_training_goes_on_from_its_last_whole_checkpoint(study, plan, data, mo
         (tmp_path / "weights" / f"checkpoint-{step}" / file).touch()
     said = []
     monkeypatch.setattr(study.stages.finetune, "main", said.extend)
-    study.stages.fine_tuned(run, data, tmp_path / "weights", None)
+    study.stages.fine_tuned(run, study.files.Files(data, tmp_path), tmp_path / "weights")
     assert said[said.index("--resume_from_checkpoint") + 1] == "last"
     assert not list((tmp_path / "weights").glob("checkpoint-*"))  # the whole one after the training
 
@@ -168,7 +169,7 @@ def test_what_was_measured_of_other_weights_is_dropped(study, plan, data, monkey
         (("train", "test", "query"), {"test": "other", "query": None}),
     ):
         monkeypatch.setitem(study.stages.STAGE, "query", lambda *_: {"of": None})
-        study.stages.make_run(replace(run, stages=stages), data, tmp_path, None)
+        study.stages.make_run(replace(run, stages=stages), study.files.Files(data, tmp_path))
         kept = study.kept.read_run(tmp_path, run)["stages"]
         assert {name: one["of"] for name, one in kept.items() if name != "train"} == expected
         weights.unlink()
@@ -187,7 +188,7 @@ def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, p
     assert capsys.readouterr().out == ""  # all is made
     said = start(plan, data, str(runs / "absent"), runs, "--parts", "search", "main")  # of both, BERT's run is one
     assert said.returncode == 1, said.stderr  # R3F's
-    done, failed = said.stdout.splitlines()
+    done, failed = [line for line in said.stdout.splitlines() if line.startswith("[")]
     assert done.startswith("[4/5] main: sst2, seed 0, BERT: ")
     assert failed.startswith("[5/5] main: sst2, seed 0, R3F: finetune.py: error: --model_name_or_path")
     again = study.kept.read_run(runs, run)
@@ -199,7 +200,9 @@ def test_a_stopped_run_goes_on_and_a_failed_one_is_kept_and_tried_again(study, p
 
     study.run.main(words)
     assert capsys.readouterr().out == ""  # what failed is left alone
-    (line,) = start(plan, data, model, runs, "--retry", "--workers", "2").stdout.splitlines()
+    said = start(plan, data, model, runs, "--retry", "--workers", "2").stdout
+    assert re.match(r" +runs +hours\n.*\nR3F +1 +0\.0\d\nabout 0\.0\d hours with --workers 2, from a few", said)
+    (line,) = [line for line in said.splitlines() if line.startswith("[")]
     assert "R3F" in line
     assert "error" not in line
     r3f = next(r for r in study.plan.runs_of(study.plan.read_plan(plan)) if r.model == "R3F")

@@ -59,7 +59,7 @@ def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study)
         ),
         (
             "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [look]}}",
-            "stages of 'p' must be of train, choice, test, query, cost, got 'look'.",
+            "stages of 'p' must be of train, choice, test, advglue_test, query, cost, got 'look'.",
         ),
         (
             "models: {a: {}}\nparts: {}\ncomon: {}",

@@ -27,6 +27,7 @@ def attempts(study, monkeypatch):
         return answers.pop(0)
 
     monkeypatch.setattr(study.run, "child", child)
+    monkeypatch.setattr(study.run, "say_how_long", lambda words: None)
     monkeypatch.setattr(study.run.time, "sleep", lambda seconds: None)
     return started, answers
 

@@ -99,22 +99,22 @@ def scored(tmp_path):
 
 def test_the_score_over_all_tasks(scored):
     """Tasks weigh the same whatever their seeds, and MNLI's sets the same; QQP's is the mean of accuracy and F1."""
-    table = import_module("study.advglue").score_table(scored[0], "all", scored[1])
+    table = import_module("study.means").score_table(scored[0], "all", scored[1])
     cells, apart, head = table.cells, table.apart, list(table.lines[0])
     a, b, d, frequent = (list(line.values()) for line in table.lines)
-    assert head == ["", "seeds", "clean", "noise", "embedding", "AdvGLUE", "official"]
+    assert head == ["", "seeds", "clean", "noise", "worst", "embedding", "AdvGLUE", "official"]
     seeds_a, seeds_b, last_b = 5 / 3, 4 / 3, 3 / 2  # means of the seeds' numbers
     clean_a, clean_b = (8 + seeds_a) / 20, (8 + 2 + (4 * seeds_b + last_b) / 5) / 20
     mnli = ((3 + seeds_a) / 20 + (3 * (3 + seeds_a) + 20) / 80) / 2
     attacked = ((4 + 2 + 1 + 0 + 4 * seeds_a) / 20 + mnli) / 5
     official = attacked + (0.9 - (2 + seeds_a) / 20) / 2 / 5
-    shares = [clean_a, clean_a - 0.1, clean_a - 0.2, attacked, official]
+    shares = [clean_a, clean_a - 0.1, clean_a - 0.1, clean_a - 0.2, attacked, official]
     assert a == ["a", "3, 3, 3, 3, 3", *(f"{100 * share:.1f}" for share in shares)]
-    assert b[:5] == ["b", "3, 3, 3, 3, 2", *(f"{100 * (clean_b - less):.1f}" for less in (0, 0.1, 0.2))]
-    assert d == ["d", "4, 4, 4, 4, 0", *["not run"] * 5]
-    assert frequent == ["most frequent label", "", "50.0", "", "", "62.0", ""]
+    assert b[:6] == ["b", "3, 3, 3, 3, 2", *(f"{100 * (clean_b - less):.1f}" for less in (0, 0.1, 0.1, 0.2))]
+    assert d == ["d", "4, 4, 4, 4, 0", *["not run"] * 6]
+    assert frequent == ["most frequent label", "", "50.0", "", "", "", "62.0", ""]
     assert [cell.model for cell in cells] == ["a", "b", "d"]
-    assert {measure: list(of) for measure, of in apart.items()} == {m: ["b"] for m in head[2:6]}
+    assert {measure: list(of) for measure, of in apart.items()} == {m: ["b"] for m in head[2:7]}
     for measure, expected in (("clean", 0.1), ("noise", 0.1), ("embedding", 0.1), ("AdvGLUE", (0.4 + 0.0875) / 5)):
         one = apart[measure]["b"]
         assert one["difference"] == pytest.approx(expected)
@@ -130,7 +130,7 @@ def test_one_seed_of_any_task_resolves_nothing(tables):
 
 def test_no_score_without_the_first_model_or_another(scored):
     plan, folder = scored
-    score_table = import_module("study.advglue").score_table
+    score_table = import_module("study.means").score_table
     for names, shown in ((["a", "b"], True), (["a", "d"], False), (["d", "a", "b"], False), (["b", "a"], True)):
         scores = {"some": {"parts": ["rest"], "models": names}}
         found = score_table(plan | {"scores": scores}, "some", folder)
@@ -156,7 +156,7 @@ def test_the_report_shows_the_score(scored, tmp_path):
     assert {path.stem for path in (tmp_path / "report/figures").iterdir()} == figures
     page = (tmp_path / "report/README.md").read_text()
     assert "Which?" in page
-    answer = "- **Five tasks**, over a. `b`: better in clean, noise, embedding and AdvGLUE.\n"
+    answer = "- **Five tasks**, over a. `b`: better in clean, noise, worst, embedding and AdvGLUE.\n"
     assert answer in page
     table = page.split("## Five tasks")[1].split("\n\n")[2].splitlines()
     assert [line.split("|")[1].strip() for line in table[2:]] == ["a", "b"]  # d lacks a task

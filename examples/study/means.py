@@ -11,7 +11,7 @@ from study.scores import Cell, cells_of, official
 from study.tables import NOT_RUN, Differences, Table, difference
 
 
-MEASURES = ("clean", "noise", "embedding", "AdvGLUE")
+MEASURES = ("clean", "noise", "worst", "embedding", "query", "AdvGLUE", "AdvGLUE test")
 NOTE = (
     "Means over {tasks}, of weight one each. A task's mean is over all seeds of a model, whose numbers stand in that "
     "order. A difference is over the seeds that both have, two or more of every task. Brackets hold the fewest. The "
@@ -38,11 +38,12 @@ def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
     measured = [cells for cells in models if all(cell.rows("test", "AdvGLUE") for cell in cells)]
     if len(measured) < 2 or measured[0] != models[0]:
         return None
-    columns = ("", "seeds", *MEASURES, "official")
-    lines = [dict.fromkeys(columns, NOT_RUN) | means(cells, cells in measured) for cells in models]
+    measures = [m for m in MEASURES if all(cell.rows("test", m) for cells in measured for cell in cells)]
+    columns = ("", "seeds", *measures, "official")
+    lines = [dict.fromkeys(columns, NOT_RUN) | means(cells, measures if cells in measured else ()) for cells in models]
     lines.append(dict.fromkeys(columns, "") | frequent([tests_of(cell)[0] for cell in models[0]]))
     apart: Differences = {}
-    for measure in MEASURES:
+    for measure in measures:
         for cells in measured[1:]:
             pairs = [cell.over(first, "test", measure) for cell, first in zip(cells, models[0], strict=True)]
             if all(len(of_task) > 1 for of_task in pairs):
@@ -51,13 +52,13 @@ def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
     return Table(score, note, [cells[0] for cells in models], lines, apart)
 
 
-def means(cells: Sequence[Cell], whole: bool) -> dict[str, str]:
-    """A model's line; its means only where it has all tasks."""
+def means(cells: Sequence[Cell], measures: Sequence[str]) -> dict[str, str]:
+    """A model's line, with these of its means."""
     line = {"": cells[0].model, "seeds": ", ".join(str(len(tests_of(cell))) for cell in cells)}
-    if whole:
-        for measure in MEASURES:
-            of_tasks = [cell.rows("test", measure).values() for cell in cells]
-            line[measure] = percent(numpy.mean([rows.mean() for rows in seeds]) for seeds in of_tasks)
+    for measure in measures:
+        of_tasks = [cell.rows("test", measure).values() for cell in cells]
+        line[measure] = percent(numpy.mean([rows.mean() for rows in seeds]) for seeds in of_tasks)
+    if measures:
         scores = [[official(made["advglue"]) for made in tests_of(cell)] for cell in cells]
         line["official"] = percent(numpy.mean(of_task) for of_task in scores)
     return line
