@@ -20,7 +20,7 @@ from imbert_hf.evaluation.cost.variants import plain_losses
 from imbert_hf.evaluation.data.tasks import find_task, read_rows
 from study.files import Files
 from study.kept import read_run
-from study.plan import ATTACKED, CHOICE, LENGTH, NOISE, QUERIED, STEPS, VALIDATION, Run, words_of
+from study.plan import ATTACKED, CHOICE, LENGTH, NOISE, QUERIED, STEPS, STIFF, VALIDATION, Run, words_of
 
 
 ROUNDS, READ, COST = 3, 200, 60.0  # of timing; rows, for the mean length of a task's; seconds of the stage `cost`
@@ -31,6 +31,7 @@ EVALUATED = {  # forwards of rows; AdvGLUE's sets and their originals have up to
     "test": (1 + len(NOISE)) * VALIDATION + PASSES * ATTACKED + 600,
     "advglue_test": 2000,
     "query": 23 * QUERIED,
+    "layers": 12 * STIFF + 5000,  # some hundred products an eigenvalue
 }
 
 

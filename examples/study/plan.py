@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 
-STAGES = ("train", "choice", "test", "advglue_test", "query", "cost")
+STAGES = ("train", "choice", "test", "advglue_test", "query", "layers", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
 KNOWN = ("about", "common", "models", "parts", "scores", "summary")  # of a plan
 ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast")  # of a part
 AUTOCAST = ("bfloat16",)  # float16 would want its gradients scaled
+STIFF = 50  # rows of the layers' stiffness
 NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
 RADIUS, STEPS = 0.02, 5  # of the attack on the embeddings, relative to their norm
 BATCH, LENGTH, ROUNDS = 32, 64, 7  # of the cost

@@ -21,6 +21,7 @@ from imbert_hf.command_line import Parser
 from imbert_hf.evaluation.report import write_whole
 from study import means
 from study.kept import read_run
+from study.layers import layers_table
 from study.page import page, tables_of
 from study.plan import BATCH, CHOICE, LENGTH, VALIDATION, read_plan, runs_of
 from study.scores import cells_of
@@ -35,6 +36,7 @@ LEGEND = {
     f"{BATCH} rows of {LENGTH} tokens",
     "most frequent label": "what always answering it would score",
 }
+LAYERS = "Task {task}, validation rows: the last layer of the weights, read as BERT's. The picture has every layer."
 HEAD = f"""# Every table
 
 Rendered by
@@ -109,6 +111,8 @@ def part_tables(plan: dict[str, Any], part: str, runs: Path) -> list[Table]:
                 name = part if part.endswith(f", {task}") else f"{part}, {task}"
                 note = " ".join([f"Task {task}, {rows} rows.", *trained, *measured])
                 found.append(part_table(f"{name}, {rows}", note, cells, stage))
+        if "layers" in what["stages"]:
+            found.append(layers_table(f"{part}, {task}, layers", LAYERS.format(task=task), cells))
     return found
 
 
@@ -132,7 +136,7 @@ def pages(plan: dict[str, Any], found: dict[str, list[Table]], args: argparse.Na
     where = {"command": command, "plan": os.path.relpath(args.plan, args.output)}
     every = HEAD.format(**where, plan_name=args.plan.name, legend=legend(MEASURES | LEGEND))
     for name, of_name in found.items():
-        drawn = (f"{shown(t)}\n![{t.title}]({figure(t)})\n" if t.apart else shown(t) for t in of_name)
+        drawn = (f"{shown(t)}\n![{t.title}]({figure(t)})\n" if t.drawn else shown(t) for t in of_name)
         every += f"\n## {name}\n\n" + "\n".join(drawn)
     runs = {run.digest: read_run(args.runs, run) for run in runs_of(plan)}.values()
     settings = args.plan.with_name("README.md")
@@ -168,7 +172,8 @@ def insert(readme: Path, found: dict[str, list[Table]]) -> str:
 
 def write(texts: dict[Path, str], found: dict[str, list[Table]], output: Path) -> None:
     (output / "figures").mkdir(parents=True, exist_ok=True)
-    for table in (table for of_name in found.values() for table in of_name if table.apart):
-        write_whole(output / figure(table), partial(picture(table).savefig, dpi=100, format="png"))
+    for table in (table for of_name in found.values() for table in of_name if table.drawn):
+        drawing = (table.draw or picture)(table)
+        write_whole(output / figure(table), partial(drawing.savefig, dpi=100, format="png"))
     for path, text in texts.items():
         write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"))

@@ -38,6 +38,7 @@ from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, pr
 from imbert_hf.evaluation.data.tasks import Row, find_task, read_rows
 from study.files import Files, advglue_sets, validation_file
 from study.kept import read_run, write_run
+from study.layers import measure_layers
 from study.plan import (
     ATTACKED,
     BATCH,
@@ -48,6 +49,7 @@ from study.plan import (
     ROUNDS,
     STAGES,
     STEPS,
+    STIFF,
     STRENGTH,
     VALIDATION,
     Run,
@@ -220,7 +222,20 @@ def cost(run: Run, classifier: Classifier, files: Files) -> dict[str, Any]:
     return found
 
 
-STAGE = {"choice": choice, "test": test, "advglue_test": advglue_test, "query": query, "cost": cost}
+def layers(run: Run, classifier: Classifier, files: Files) -> dict[str, Any]:
+    """The stiffness of the layers."""
+    with torch.autocast(classifier.model.device.type, enabled=False):
+        return measure_layers(classifier, validation_rows(run, classifier, files, STIFF))
+
+
+STAGE = {
+    "choice": choice,
+    "test": test,
+    "advglue_test": advglue_test,
+    "query": query,
+    "layers": layers,
+    "cost": cost,
+}
 
 
 def validation_rows(run: Run, classifier: Classifier, files: Files, limit: int) -> list[Row]:

@@ -1,7 +1,7 @@
 """Tables and pictures of a study's cells; report.py puts them together."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ class Table:
         cells: a model each; the first is what the others are compared with.
         lines: accuracies, a line a model, and what the most frequent label would score.
         apart: what the other models score over the first, where both were run.
+        draw: its picture, where it is none of differences.
     """
 
     title: str
@@ -48,6 +49,11 @@ class Table:
     cells: list[Cell]
     lines: list[Line]
     apart: Differences
+    draw: Callable[["Table"], Figure] | None = None
+
+    @property
+    def drawn(self) -> bool:
+        return self.draw is not None or bool(self.apart)
 
     @property
     def caption(self) -> str:

@@ -26,7 +26,7 @@ MODELS = {
 DERIVED = ["one at inference", "switched", "distilled"]
 PARTS = {
     "search": {"seeds": [0, 1], "models": ["BERT", "IM-BERT"], "stages": ["choice"]},
-    "main": {"seeds": [0], "models": ["BERT", "IM-BERT", "R3F"], "stages": ["test", "query", "cost"]},
+    "main": {"seeds": [0], "models": ["BERT", "IM-BERT", "R3F"], "stages": ["test", "query", "layers", "cost"]},
     "derived": {"seeds": [0], "models": DERIVED, "stages": ["choice"]},
     "half": {"seeds": [0], "models": ["IM-BERT"], "stages": ["choice"], "autocast": "bfloat16"},
 }
@@ -66,7 +66,7 @@ def start(plan, data, model, runs, *more):
 @pytest.fixture(scope="module")
 def study():
     """The modules of the study."""
-    names = ("estimate", "files", "kept", "plan", "report", "run", "stages")
+    names = ("estimate", "files", "kept", "layers", "plan", "report", "run", "stages")
     return SimpleNamespace(**{name: import_module(f"study.{name}") for name in names})
 
 

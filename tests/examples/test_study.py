@@ -59,7 +59,7 @@ def test_what_is_kept_of_a_run(study, plan, data, runs):
     kept = study.kept.read_run(runs, run)
     assert kept["settings"] == run.settings
     assert kept["problem"] is None
-    assert set(kept["stages"]) == set(kept["seconds"]) == {"train", "choice", "test", "query", "cost"}
+    assert set(kept["stages"]) == set(kept["seconds"]) == {"train", "choice", "test", "query", "layers", "cost"}
     stages = kept["stages"]
     assert stages["train"]["im_fields"]["im_iterations"] == 2
     assert stages["train"]["rows"] == {"train": 16, "validation": 500}
@@ -127,7 +127,7 @@ def test_all_that_a_part_measures_is_under_its_autocast_but_costs(study, plan, m
     monkeypatch.setattr(study.stages, "train", lambda run, files, weights: None)
     (tmp_path / "weights" / run.trained.key).mkdir(parents=True)
     (tmp_path / "weights" / run.trained.key / "model.safetensors").touch()
-    for stage in ("choice", "test", "advglue_test", "query", "cost"):
+    for stage in ("choice", "test", "advglue_test", "query", "layers", "cost"):
         monkeypatch.setitem(study.stages.STAGE, stage, lambda *_: torch.is_autocast_enabled("cpu"))
     every = ("train", "choice", "test", "advglue_test", "query", "cost")
     for autocast, expected in (("bfloat16", [True, True, True, True, False]), ("", [False] * 5)):
@@ -217,7 +217,8 @@ def test_the_report_says_what_the_lines_say_and_the_same_twice(study, plan, runs
     words = [str(plan), "--runs", str(runs), "--output", str(output), "--readme", str(readme)]
     study.report.main(words)
     made = {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")}
-    pictures = {f"{name}.png" for name in ("main-sst2-validation", "search-sst2-choice", "derived-sst2-choice")}
+    drawn = ("main-sst2-validation", "main-sst2-layers", "search-sst2-choice", "derived-sst2-choice")
+    pictures = {f"{name}.png" for name in drawn}
     assert set(made) == {"marked.md", "README.md", "tables.md"} | pictures
     study.report.main(words)
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")} == made

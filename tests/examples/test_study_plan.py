@@ -35,7 +35,7 @@ def test_equal_settings_are_one_run_whatever_they_are_called(study, plan):
         next(r for r in every if (r.part, r.model, r.seed) == (p, "IM-BERT", 0)) for p in ("search", "main")
     )
     assert search.key == main.key
-    assert (search.stages, main.stages) == (("train", "choice"), ("train", "test", "query", "cost"))
+    assert (search.stages, main.stages) == (("train", "choice"), ("train", "test", "query", "layers", "cost"))
     assert [run.part for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"])] == ["main"] * 3
 
 
@@ -59,7 +59,7 @@ def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study)
         ),
         (
             "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [look]}}",
-            "stages of 'p' must be of train, choice, test, advglue_test, query, cost, got 'look'.",
+            "stages of 'p' must be of train, choice, test, advglue_test, query, layers, cost, got 'look'.",
         ),
         (
             "models: {a: {}}\nparts: {}\ncomon: {}",

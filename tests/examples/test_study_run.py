@@ -63,7 +63,7 @@ def test_one_process_at_a_time_makes_a_run(study, plan, data, tmp_path):
 
 def test_times_are_not_taken_while_others_work(study, plan, data, attempts, tmp_path):
     started, answers = attempts
-    done = {stage: {} for stage in ("train", "test", "query")}
+    done = {stage: {} for stage in ("train", "test", "query", "layers")}
     for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"]):
         study.kept.write_run(tmp_path, run, {"stages": done, "seconds": {"test": 1.0}, "problem": None})
     words = [str(plan), "--data", str(data), "--runs", str(tmp_path), "--parts", "main"]

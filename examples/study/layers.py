@@ -1,0 +1,115 @@
+"""How stiff the layers of a run's weights are, read as BERT: what im_consistency asks them to be less of.
+
+With x the input of a layer F, f(h) = F(h) - h and y0 = x + f(x), BERT's own step:
+
+    stiffness  ||f(y0) - f(x)|| / ||f(x)||, how much a step changes when f is taken at its end; of all tokens
+    first      the same of the first token, which the head reads
+    moved      ||h' - h|| / ||h|| of the first token's state h after the layer and h' of the same text with typos
+    radius     the spectral radius of dF/dh at x, of the last two layers
+
+Each is a mean over rows, in float32.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from imbert_hf.evaluation.attacks.noise import perturb
+from imbert_hf.evaluation.cost.variants import plain_bert
+from imbert_hf.evaluation.data.classifier import Classifier
+from imbert_hf.evaluation.data.tasks import Row
+from imbert_hf.evaluation.stability.spectrum import leading_eigenvalues
+from study.plan import STRENGTH
+from study.scores import Cell
+from study.tables import Line, Table, spread
+
+
+TYPOS = ("keyboard", "swap", "deletion")
+SPECTRA = 2  # rows, the shortest, and layers, the last: an eigenvalue takes some hundred products
+
+
+def measure_layers(classifier: Classifier, rows: list[Row]) -> dict[str, Any]:
+    """name -> a list over the layers; of clean texts and of those with typos where both are measured."""
+    base = plain_bert(classifier.model).base_model
+    clean = [states(classifier, base, row.texts) for row in rows]
+    noisy = [
+        states(classifier, base, tuple(perturb(text, kind, STRENGTH, seed=0) for text in row.texts))
+        for kind in TYPOS
+        for row in rows
+    ]
+    pairs = zip(clean * len(TYPOS), noisy, strict=True)
+    moved = [[first_token(h, w) for h, w in zip(*pair, strict=True)][1:] for pair in pairs]
+    found = {"moved": means(moved)}
+    for name, texts in {"clean": clean, "typos": noisy[: len(rows)]}.items():
+        both = [stiffness(base, h) for h in texts]
+        found |= {f"stiffness, {name}": means([every for every, _ in both])}
+        found |= {f"first, {name}": means([first for _, first in both])}
+        short = sorted(texts, key=lambda h: h[0].shape[1])[:SPECTRA]
+        found |= {f"radius, {name}": means([radii(base, h) for h in short])}
+    return found
+
+
+@torch.no_grad()
+def states(classifier: Classifier, base: Any, texts: tuple[str, ...]) -> tuple[Tensor, ...]:
+    """h_0 ... h_L, each (1, length, hidden)."""
+    return base(**classifier.collate(classifier.encode([texts])), output_hidden_states=True).hidden_states
+
+
+@torch.no_grad()
+def stiffness(base: Any, h: tuple[Tensor, ...]) -> tuple[list[float], list[float]]:
+    """Of all tokens, and of the first."""
+    steps = [(F(y0) - 2 * y0 + x, y0 - x) for F, (x, y0) in zip(base.encoder.layer, pairwise(h), strict=True)]
+    every = [float(change.norm() / step.norm()) for change, step in steps]
+    return every, [float(change[0, 0].norm() / step[0, 0].norm()) for change, step in steps]
+
+
+def radii(base: Any, h: tuple[Tensor, ...]) -> list[float]:
+    last = [*zip(base.encoder.layer, h[:-1], strict=True)][-SPECTRA:]
+    found = [leading_eigenvalues(F, x, count=2).radius for F, x in last]
+    return [numpy.nan if radius is None else radius for radius in found]
+
+
+def first_token(h: Tensor, moved: Tensor) -> float:
+    return float((moved[0, 0] - h[0, 0]).norm() / h[0, 0].norm())
+
+
+def means(rows: list[list[float]]) -> list[float]:
+    return [round(value, 5) for value in numpy.nanmean(rows, axis=0).tolist()]
+
+
+def layers_table(title: str, note: str, cells: list[Cell]) -> Table:
+    """A line a model, of the last layer."""
+    lines: list[Line] = []
+    for cell in cells:
+        made = measured(cell)
+        line = {"": cell.model, "seeds": f"{len(made)} of {len(cell.kept)}"}
+        for name in made[0] if made else ():
+            line[name] = spread([layers[name][-1] for layers in made], 2)
+        lines.append(line)
+    return Table(title, note, cells, lines, {}, layers_picture if any(map(measured, cells)) else None)
+
+
+def measured(cell: Cell) -> list[dict[str, list[float]]]:
+    return [kept["stages"]["layers"] for kept in cell.kept.values() if kept is not None and "layers" in kept["stages"]]
+
+
+def layers_picture(table: Table) -> Figure:
+    """A panel a measure, a line a model over the layers; the bars are standard deviations over seeds."""
+    names = next(list(made[0]) for cell in table.cells if (made := measured(cell)))
+    figure = Figure(figsize=(2.6 * len(names), 3), layout="constrained")
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for i, cell in enumerate(table.cells):
+            values = numpy.array([layers[name] for layers in measured(cell)])
+            if len(values):
+                place = numpy.arange(-values.shape[1], 0) + 0.06 * i
+                bars = values.std(axis=0, ddof=1) if len(values) > 1 else None
+                ax.errorbar(place, values.mean(axis=0), bars, marker="o", markersize=3, label=cell.model)
+        ax.set_title(name, fontsize="medium")
+        ax.set_xlabel("layer, from the end")
+    figure.axes[0].legend(fontsize="x-small")
+    figure.suptitle(table.title, fontsize="medium")
+    return figure
