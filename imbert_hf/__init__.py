@@ -5,12 +5,43 @@ with the Auto classes of Transformers.
 """
 
 import transformers
-from transformers import AutoConfig, AutoTokenizer, BertTokenizer, RobertaTokenizer
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
+)
 
-from . import modeling_electra_imbert, modeling_imbert, modeling_roberta_imbert
+from . import (
+    modeling_distilbert_imbert,
+    modeling_electra_imbert,
+    modeling_imbert,
+    modeling_modernbert_imbert,
+    modeling_roberta_imbert,
+    modeling_xlm_roberta_imbert,
+)
 from .callbacks import IMBertStatisticsCallback, ThetaScheduleCallback
-from .configuration_imbert import IM_VERSION, IMBertConfig, IMElectraConfig, IMRobertaConfig
+from .configuration_imbert import (
+    IM_VERSION,
+    IMBertConfig,
+    IMDistilBertConfig,
+    IMElectraConfig,
+    IMModernBertConfig,
+    IMRobertaConfig,
+    IMXLMRobertaConfig,
+)
 from .gradients_imbert import Implicit, OneStep, Unrolled, implicit_step
+from .modeling_distilbert_imbert import (
+    IMDistilBertForMaskedLM,
+    IMDistilBertForMultipleChoice,
+    IMDistilBertForQuestionAnswering,
+    IMDistilBertForSequenceClassification,
+    IMDistilBertForTokenClassification,
+    IMDistilBertModel,
+    IMDistilBertPreTrainedModel,
+)
 from .modeling_electra_imbert import (
     IMElectraForMaskedLM,
     IMElectraForQuestionAnswering,
@@ -30,6 +61,15 @@ from .modeling_imbert import (
     IMBertModel,
     IMBertPreTrainedModel,
 )
+from .modeling_modernbert_imbert import (
+    IMModernBertForMaskedLM,
+    IMModernBertForMultipleChoice,
+    IMModernBertForQuestionAnswering,
+    IMModernBertForSequenceClassification,
+    IMModernBertForTokenClassification,
+    IMModernBertModel,
+    IMModernBertPreTrainedModel,
+)
 from .modeling_roberta_imbert import (
     IMRobertaForMaskedLM,
     IMRobertaForQuestionAnswering,
@@ -37,6 +77,14 @@ from .modeling_roberta_imbert import (
     IMRobertaForTokenClassification,
     IMRobertaModel,
     IMRobertaPreTrainedModel,
+)
+from .modeling_xlm_roberta_imbert import (
+    IMXLMRobertaForMaskedLM,
+    IMXLMRobertaForQuestionAnswering,
+    IMXLMRobertaForSequenceClassification,
+    IMXLMRobertaForTokenClassification,
+    IMXLMRobertaModel,
+    IMXLMRobertaPreTrainedModel,
 )
 from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution, ThetaMethod
 
@@ -47,6 +95,9 @@ for config, models, tokenizer in (
     (IMBertConfig, modeling_imbert, BertTokenizer),
     (IMRobertaConfig, modeling_roberta_imbert, RobertaTokenizer),
     (IMElectraConfig, modeling_electra_imbert, BertTokenizer),
+    (IMXLMRobertaConfig, modeling_xlm_roberta_imbert, XLMRobertaTokenizer),
+    (IMDistilBertConfig, modeling_distilbert_imbert, BertTokenizer),
+    (IMModernBertConfig, modeling_modernbert_imbert, PreTrainedTokenizerFast),
 ):
     AutoConfig.register(config.model_type, config)
     AutoTokenizer.register(config, fast_tokenizer_class=tokenizer)
@@ -69,6 +120,14 @@ __all__ = [
     "IMBertModel",
     "IMBertPreTrainedModel",
     "IMBertStatisticsCallback",
+    "IMDistilBertConfig",
+    "IMDistilBertForMaskedLM",
+    "IMDistilBertForMultipleChoice",
+    "IMDistilBertForQuestionAnswering",
+    "IMDistilBertForSequenceClassification",
+    "IMDistilBertForTokenClassification",
+    "IMDistilBertModel",
+    "IMDistilBertPreTrainedModel",
     "IMElectraConfig",
     "IMElectraForMaskedLM",
     "IMElectraForQuestionAnswering",
@@ -76,6 +135,14 @@ __all__ = [
     "IMElectraForTokenClassification",
     "IMElectraModel",
     "IMElectraPreTrainedModel",
+    "IMModernBertConfig",
+    "IMModernBertForMaskedLM",
+    "IMModernBertForMultipleChoice",
+    "IMModernBertForQuestionAnswering",
+    "IMModernBertForSequenceClassification",
+    "IMModernBertForTokenClassification",
+    "IMModernBertModel",
+    "IMModernBertPreTrainedModel",
     "IMRobertaConfig",
     "IMRobertaForMaskedLM",
     "IMRobertaForQuestionAnswering",
@@ -83,6 +150,13 @@ __all__ = [
     "IMRobertaForTokenClassification",
     "IMRobertaModel",
     "IMRobertaPreTrainedModel",
+    "IMXLMRobertaConfig",
+    "IMXLMRobertaForMaskedLM",
+    "IMXLMRobertaForQuestionAnswering",
+    "IMXLMRobertaForSequenceClassification",
+    "IMXLMRobertaForTokenClassification",
+    "IMXLMRobertaModel",
+    "IMXLMRobertaPreTrainedModel",
     "Implicit",
     "OneStep",
     "Solution",

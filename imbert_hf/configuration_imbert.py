@@ -18,7 +18,15 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
-from transformers import BertConfig, ElectraConfig, PretrainedConfig, RobertaConfig
+from transformers import (
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    PretrainedConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto import tokenization_auto
 
@@ -28,7 +36,12 @@ IM_VERSION = "0.1.0"
 
 # transformers 5.0 opens the tokenizer of a model type that this table lacks as one without token types, in silence.
 getattr(tokenization_auto, "TOKENIZER_MAPPING_NAMES", {}).update(
-    imbert="BertTokenizer", imroberta="RobertaTokenizer", imelectra="BertTokenizer"
+    imbert="BertTokenizer",
+    imroberta="RobertaTokenizer",
+    imelectra="BertTokenizer",
+    imdistilbert="BertTokenizer",
+    immodernbert="TokenizersBackend",
+    **{"imxlm-roberta": "XLMRobertaTokenizer"},
 )
 
 
@@ -223,7 +236,8 @@ class ImplicitConfig(PretrainedConfig):
     def check_im_fields(self) -> None:
         """Checks every im_ field again, and those that depend on others. Raises ValueError."""
         for name in (*IM_FIELDS, "is_decoder", "add_cross_attention"):
-            setattr(self, name, getattr(self, name))
+            if hasattr(self, name):  # not every family has the latter two
+                setattr(self, name, getattr(self, name))
         _ = self.implicit_layers
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -310,3 +324,42 @@ class IMElectraConfig(ImplicitConfig, ElectraConfig):
 
     model_type = "imelectra"
     auto_map_of_family = _auto_map("modeling_electra_imbert", "IMElectra")
+
+
+class IMXLMRobertaConfig(ImplicitConfig, XLMRobertaConfig):
+    """XLMRobertaConfig with the fields of ImplicitConfig, which see. Every other argument is XLMRobertaConfig's.
+
+    Example:
+        >>> from imbert_hf import IMXLMRobertaConfig
+        >>> IMXLMRobertaConfig(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
+        frozenset({4, 5})
+    """
+
+    model_type = "imxlm-roberta"
+    auto_map_of_family = _auto_map("modeling_xlm_roberta_imbert", "IMXLMRoberta")
+
+
+class IMDistilBertConfig(ImplicitConfig, DistilBertConfig):
+    """DistilBertConfig with the fields of ImplicitConfig, which see. Every other argument is DistilBertConfig's.
+
+    Example:
+        >>> from imbert_hf import IMDistilBertConfig
+        >>> IMDistilBertConfig(n_layers=6, im_layers=[-1, -2]).implicit_layers
+        frozenset({4, 5})
+    """
+
+    model_type = "imdistilbert"
+    auto_map_of_family = _auto_map("modeling_distilbert_imbert", "IMDistilBert", "MultipleChoice")
+
+
+class IMModernBertConfig(ImplicitConfig, ModernBertConfig):
+    """ModernBertConfig with the fields of ImplicitConfig, which see. Every other argument is ModernBertConfig's.
+
+    Example:
+        >>> from imbert_hf import IMModernBertConfig
+        >>> IMModernBertConfig(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
+        frozenset({4, 5})
+    """
+
+    model_type = "immodernbert"
+    auto_map_of_family = _auto_map("modeling_modernbert_imbert", "IMModernBert", "MultipleChoice")

@@ -69,7 +69,9 @@ class Pass:
         # the rows: behind the implicit branch the explicit one, whose layers have 0 iterations.
         self.consistent = False  # whether the head asks for it
         self.rows = 0  # of the implicit branch; 0: there is no other
-        self.branch: tuple[Tensor, RandomState] | None = None  # the explicit one, and what the implicit one's head drew
+        self.branch: tuple[Tensor, RandomState | None] | None = (
+            None  # the explicit one, and what the implicit one's head drew
+        )
         fields = config.__dict__  # to ask the config itself takes as long as an operation
         self.method = ThetaMethod(fields["im_theta"], fields["im_step_size"], fields["im_vector_field"])
         self.solver, self.gradient = SOLVERS[fields["im_solver"]](fields), GRADIENTS[fields["im_gradient"]](fields)
@@ -137,6 +139,13 @@ class Pass:
             self.solved.append(solution.solved)
         if self.statistics is not None:
             self.statistics.append((solution.residual, solution.num_steps))
+
+    def leave(self, outputs: Any) -> None:
+        """Takes what an encoder returns of both branches apart."""
+        if self.rows:
+            outputs["last_hidden_state"], explicit = outputs.last_hidden_state.split(self.rows)
+            self.branch = explicit, None if torch.compiler.is_compiling() else RandomState(explicit.device)
+        self.report()
 
     def report(self) -> None:
         """Warns where a solve met non-finite values."""
@@ -208,9 +217,11 @@ class LayerMap:
 
     @property
     def selects(self) -> bool:
-        # Other kinds of attention report weights of the whole batch, or know its rows by more than the mask; hooks may.
+        # Other kinds of attention report weights of the whole batch, or know its rows by more than the mask; hooks may,
+        # and positions of each row.
         hooked = any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
-        return not hooked and self.attention == "sdpa"
+        shared = all(len(t) == 1 for t in torch.utils._pytree.tree_leaves(self.kwargs) if isinstance(t, Tensor))
+        return not hooked and shared and self.attention == "sdpa"
 
     def select(self, rows: Tensor) -> "LayerMap":
         part, (mask, *rest) = copy.copy(self), self.args
@@ -253,8 +264,9 @@ class ImplicitLayer:
     im_place: tuple[int, int] | None = None  # in the list of its encoder's last forward, and that list's length
 
     @property
-    def config(self) -> Any:
-        return self.attention.self.config
+    def im_attention(self) -> Any:
+        """The part of the layer whose outputs are attentions."""
+        return self.attention.self
 
     @property
     def plain(self) -> Callable:
@@ -263,9 +275,10 @@ class ImplicitLayer:
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, *args, im_pass: Any = None, **kwargs) -> Any:
         alone = im_pass is None
-        place, n = self.im_place or (self.attention.self.layer_idx, self.config.num_hidden_layers)
+        attention = self.im_attention
+        place, n = self.im_place or (getattr(attention, "layer_idx", 0), attention.config.num_hidden_layers)
         if alone:
-            im_pass = Pass(self.config, mask=token_mask(attention_mask))
+            im_pass = Pass(attention.config, mask=token_mask(attention_mask))
         if not im_pass.carries:  # nor where an encoder is not ours
             im_pass.choose(n)
         # A checkpoint's second run of this forward finds the place of this one, whatever came between. A compiler puts
@@ -294,7 +307,7 @@ class ImplicitLayer:
         if F.weights is not None and im_pass.records:  # before the statistics evaluate the layer once more
             weights = F.weights if solution.value.requires_grad else F.weights.detach()
             # The copy leaves the scope of torch.func, where it may come from.
-            self.attention.self(x, im_report=weights.clone() if functional() else weights)
+            self.im_attention(x, im_report=weights.clone() if functional() else weights)
         im_pass.add(solution)
         return solution.value, solution.guess
 
@@ -316,15 +329,14 @@ class ImplicitEncoder:
             im_pass = Pass(self.config, mask=token_mask(attention_mask))
         im_pass.enter(self.layer, hidden_states.shape[0])  # len() would fix it in an export
         outputs = super().forward(hidden_states, attention_mask, *args, im_pass=im_pass, **kwargs)  # type: ignore[misc]
-        if im_pass.rows:
-            outputs["last_hidden_state"], explicit = outputs.last_hidden_state.split(im_pass.rows)
-            im_pass.branch = explicit, None if torch.compiler.is_compiling() else RandomState(explicit.device)
-        im_pass.report()
+        im_pass.leave(outputs)
         return outputs
 
 
 def token_mask(attention_mask: Any) -> Tensor | None:
     """(batch, length), nonzero for real tokens, from what BERT or its layers take as attention_mask."""
+    if isinstance(attention_mask, dict):  # ModernBERT's, by kind of attention
+        attention_mask = next(iter(attention_mask.values()))
     if attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
         return attention_mask
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 4:
@@ -381,11 +393,17 @@ def _forward_of(plain: type) -> Any:
         if consistency:
             given = {names[i]: value for i, value in enumerate(args)} | kwargs
             im_pass.consistent = any(given.get(name) is not None for name in labels)
-        if self.base_model_prefix not in self._modules:  # the model that the heads hold
+        base = self.base_model_prefix not in self._modules  # the model that the heads hold
+        if base:
             asked = kwargs.get("output_attentions")
             im_pass.records = self.config.output_attentions if asked is None else asked
             im_pass.mask = token_mask(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
+        if base and self.im_stack:
+            inputs = next(t for t in (*args[:1], *map(kwargs.get, ("input_ids", "inputs_embeds"))) if t is not None)
+            im_pass.enter(getattr(self, self.im_stack), inputs.shape[0])
         outputs = family_forward(self, *args, im_pass=im_pass, return_dict=True, **kwargs)
+        if base and self.im_stack:
+            im_pass.leave(outputs)
         outputs = with_statistics(type(outputs))(**outputs)
         if im_pass.rows and outputs.get("hidden_states"):  # as the layers handed them on
             outputs["hidden_states"] = tuple(h if h is None else h[: im_pass.rows] for h in outputs.hidden_states)
@@ -438,6 +456,7 @@ class ImplicitPreTrainedModel:
     # the contrary, and would add up the losses of accumulated batches and of processes instead of averaging them.
     accepts_loss_kwargs = False
     im_told = False  # that im_consistency met no labels
+    im_stack: ClassVar[str] = ""  # the list of layers, where no encoder but the model itself goes through it
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -466,6 +485,11 @@ class ImplicitPreTrainedModel:
     def post_init(self) -> None:
         _become_implicit(self)
         super().post_init()  # type: ignore[misc]
+
+    def _initialize_weights(self, module: Any, *_: Any) -> None:
+        # As the family's. Of code that is not its own transformers leaves out modules without parameters, by whose kind
+        # ModernBERT draws those of their parts.
+        super()._initialize_weights(module)  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args, **kwargs) -> Any:
@@ -507,6 +531,9 @@ def _become_implicit(model: Any) -> None:
     """
     for module in model.modules():
         kind = model.implicit_classes.get(type(module))
+        if isinstance(module, nn.ModuleList):
+            for i, layer in enumerate(module):
+                layer.__dict__["im_place"] = (i, len(module))  # not every family's layer knows
         if kind is None:
             continue
         module.__class__ = kind

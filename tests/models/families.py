@@ -8,11 +8,19 @@ import imbert_hf
 
 
 # What differs from tiny.TINY: RoBERTa counts positions from behind its padding index.
+ROBERTA = {"max_position_embeddings": 66, "pad_token_id": 1}
 FAMILIES = {
     "Bert": {},
-    "Roberta": {"max_position_embeddings": 66, "pad_token_id": 1},
+    "Roberta": ROBERTA,
     "Electra": {"embedding_size": 16},
+    "XLMRoberta": ROBERTA,
+    "DistilBert": {"hidden_dim": 48},
+    "ModernBert": {"pad_token_id": 0, "local_attention": 4, "attention_dropout": 0.1, "mlp_dropout": 0.1},
 }
+if transformers.__version__.startswith("5.0."):  # whose layers are other ones
+    del FAMILIES["ModernBert"]
+# In float64: ModernBERT turns queries and keys to their positions in float32.
+ROUNDING = {family: 1e-6 if family == "ModernBert" else 1e-12 for family in FAMILIES}
 MODELS = [
     path.rpartition(".IM")[2]
     for family in FAMILIES
@@ -57,6 +65,11 @@ def inputs_for(name, batch):
         "ForNextSentencePrediction": {**batch, "labels": rows % 2},
         "ForPreTraining": {**batch, "labels": ids, "next_sentence_label": rows % 2},
     }[name.removeprefix(family_of(name))]
+
+
+def type_of(family):
+    """The family's model_type: xlm-roberta for XLMRoberta."""
+    return getattr(transformers, f"{family}Config").model_type
 
 
 def base_of(model):

@@ -17,6 +17,9 @@ ENTRIES = {
     "Bert": "modeling_imbert.py",
     "Roberta": "modeling_roberta_imbert.py",
     "Electra": "modeling_electra_imbert.py",
+    "XLMRoberta": "modeling_xlm_roberta_imbert.py",
+    "DistilBert": "modeling_distilbert_imbert.py",
+    "ModernBert": "modeling_modernbert_imbert.py",
 }
 
 

@@ -7,13 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import MODEL_MAPPING, AutoTokenizer, PretrainedConfig
 
-from imbert_hf import IMBertConfig, IMElectraConfig, IMRobertaConfig
+from imbert_hf import (
+    IMBertConfig,
+    IMDistilBertConfig,
+    IMElectraConfig,
+    IMModernBertConfig,
+    IMRobertaConfig,
+    IMXLMRobertaConfig,
+)
 
 
 # model_type of a family -> the config of its implicit models
-FAMILIES: dict[str, Any] = {c.plain_model_type(): c for c in (IMBertConfig, IMRobertaConfig, IMElectraConfig)}
+FAMILIES: dict[str, Any] = {
+    config.plain_model_type(): config
+    for config in (
+        IMBertConfig,
+        IMRobertaConfig,
+        IMElectraConfig,
+        IMXLMRobertaConfig,
+        IMDistilBertConfig,
+        IMModernBertConfig,
+    )
+}
 # What predictions depend on, among the files of a folder.
 _TELLING = (
     "*.safetensors",
@@ -72,6 +90,11 @@ def load_pretrained(
     if tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {path} has no token to pad with.")
     return model, tokenizer
+
+
+def layers_of(model: Any) -> nn.ModuleList:
+    """The list of layers of a model of one of the families, whatever its name and place there."""
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
 
 
 def load_encoder(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
