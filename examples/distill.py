@@ -10,7 +10,7 @@
 The student starts from the teacher's weights, read as the plain model (the parameters have the same names), and learns
 the teacher's answers to the texts to train on alone, not their labels: with p and q the softmax of the teacher's and of
 the student's logits divided by the temperature T, its loss is T^2 KL(p || q) (Hinton, Vinyals and Dean, arXiv
-1503.02531, section 2). What comes out is a checkpoint of BERT, RoBERTa or ELECTRA.
+1503.02531, section 2). What comes out is a checkpoint of the family itself.
 
 Every other argument is one of finetune.py; a plain classifier of these families may be the teacher, too. It exits with
 0 when done, with 1 where the run failed or was interrupted, and with 2 for wrong arguments.
@@ -75,7 +75,7 @@ def student_of(teacher: Classifier) -> Any:
     else:  # made anew: a loaded model is saved under the names of the file that it came from
         student = type(model)(copy.deepcopy(model.config))
         student.load_state_dict(model.state_dict())
-    head = getattr(student.classifier, "out_proj", student.classifier)  # of RoBERTa and ELECTRA, of BERT
+    head = getattr(student.classifier, "out_proj", student.classifier)  # of RoBERTa and ELECTRA; of the others
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.copy_(parameter[list(teacher.order)])

@@ -26,7 +26,7 @@
 Every im_ field of IMBertConfig and every field of TrainingArguments is an argument. Each epoch ends with an evaluation
 and a checkpoint, and the best model is kept (by accuracy, micro F1 of several labels, or mean squared error), unless
 --eval_strategy or --save_strategy is given: then TrainingArguments' defaults hold. --resume_from_checkpoint takes a
-checkpoint folder, or "last". Checkpoints of BERT, RoBERTa and ELECTRA are taken alike.
+checkpoint folder, or "last". Checkpoints of every family that the README names are taken alike.
 
 It exits with 0 when done, with 1 where the run failed or was interrupted, and with 2 for wrong arguments.
 """

@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from imbert_hf import IMBertConfig, command_line
 from imbert_hf.configuration_imbert import ImplicitConfig
+from imbert_hf.evaluation.data.loading import NAMES
 
 
 ABOUT = """Fine-tunes BERT, EX-BERT or IM-BERT; the script's docstring has examples. It exits with 0 when done, with 1
@@ -30,9 +31,7 @@ IMArguments: Any = make_dataclass(
 class ModelArguments(IMArguments):
     """An im_ field left out keeps what the checkpoint has, or else IMBertConfig's default; ex-bert sets its own."""
 
-    model_name_or_path: str = field(
-        metadata={"help": "Folder or Hub id of a BERT, RoBERTa or ELECTRA, plain or implicit"}
-    )
+    model_name_or_path: str = field(metadata={"help": f"Folder or Hub id of a {NAMES}, plain or implicit"})
     connection: Literal["bert", "ex-bert", "im-bert"] = field(
         default="im-bert", metadata={"help": "What to train; bert is the plain model (default: im-bert)"}
     )

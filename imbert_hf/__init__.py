@@ -1,4 +1,4 @@
-"""IM-BERT: BERT with implicit layers, as a drop-in for Hugging Face Transformers; RoBERTa and ELECTRA too.
+"""IM-BERT: BERT with implicit layers, as a drop-in for Hugging Face Transformers; five families more.
 
 An independent implementation of Kim, Park and Kim, EMNLP 2024 (arXiv 2505.06889). Importing it registers the classes
 with the Auto classes of Transformers.

@@ -1,4 +1,4 @@
-"""Configurations of IM-BERT, IM-RoBERTa and IM-ELECTRA: the family's own, and the fields of the implicit connection.
+"""Configurations of the implicit models: their family's own, and the fields of the implicit connection.
 
 With x the input of a layer F and y its output, the connection is the theta method with step size gamma,
 

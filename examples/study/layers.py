@@ -10,7 +10,7 @@ With x the input of a layer F, f(h) = F(h) - h and y0 = x + f(x), BERT's own ste
 Each is a mean over rows, in float32.
 """
 
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import Any
 
 import numpy
@@ -22,54 +22,54 @@ from imbert_hf.evaluation.attacks.noise import perturb
 from imbert_hf.evaluation.cost.variants import plain_bert
 from imbert_hf.evaluation.data.classifier import Classifier
 from imbert_hf.evaluation.data.tasks import Row
-from imbert_hf.evaluation.stability.spectrum import leading_eigenvalues
+from imbert_hf.evaluation.stability.layers import plain_layers
+from imbert_hf.evaluation.stability.spectrum import Map, leading_eigenvalues
 from study.plan import STRENGTH
 from study.scores import Cell
 from study.tables import Line, Table, spread
 
 
 TYPOS = ("keyboard", "swap", "deletion")
+Steps = list[tuple[Map, Tensor, Tensor]]  # of one text: each layer's F, x and y0, (1, length, hidden)
 SPECTRA = 2  # rows, the shortest, and layers, the last: an eigenvalue takes some hundred products
 
 
 def measure_layers(classifier: Classifier, rows: list[Row]) -> dict[str, Any]:
     """name -> a list over the layers; of clean texts and of those with typos where both are measured."""
-    base = plain_bert(classifier.model).base_model
-    clean = [states(classifier, base, row.texts) for row in rows]
-    noisy = [
-        states(classifier, base, tuple(perturb(text, kind, STRENGTH, seed=0) for text in row.texts))
-        for kind in TYPOS
-        for row in rows
-    ]
+    model = plain_bert(classifier.model)
+
+    def ask(texts: Iterable[str]) -> Steps:
+        return steps(model, classifier.collate(classifier.encode([tuple(texts)])))
+
+    clean = [ask(row.texts) for row in rows]
+    noisy = [ask(perturb(text, kind, STRENGTH, seed=0) for text in row.texts) for kind in TYPOS for row in rows]
     pairs = zip(clean * len(TYPOS), noisy, strict=True)
-    moved = [[first_token(h, w) for h, w in zip(*pair, strict=True)][1:] for pair in pairs]
+    moved = [[first_token(h, w) for (_, _, h), (_, _, w) in zip(*pair, strict=True)] for pair in pairs]
     found = {"moved": means(moved)}
     for name, texts in {"clean": clean, "typos": noisy[: len(rows)]}.items():
-        both = [stiffness(base, h) for h in texts]
+        both = [stiffness(layers) for layers in texts]
         found |= {f"stiffness, {name}": means([every for every, _ in both])}
         found |= {f"first, {name}": means([first for _, first in both])}
-        short = sorted(texts, key=lambda h: h[0].shape[1])[:SPECTRA]
-        found |= {f"radius, {name}": means([radii(base, h) for h in short])}
+        short = sorted(texts, key=lambda layers: layers[0][1].shape[1])[:SPECTRA]
+        found |= {f"radius, {name}": means([radii(layers) for layers in short])}
     return found
 
 
 @torch.no_grad()
-def states(classifier: Classifier, base: Any, texts: tuple[str, ...]) -> tuple[Tensor, ...]:
-    """h_0 ... h_L, each (1, length, hidden)."""
-    return base(**classifier.collate(classifier.encode([texts])), output_hidden_states=True).hidden_states
+def steps(model: Any, inputs: dict[str, Tensor]) -> Steps:
+    return [(F, x, F(x)) for F, x in plain_layers(model, inputs)]
 
 
 @torch.no_grad()
-def stiffness(base: Any, h: tuple[Tensor, ...]) -> tuple[list[float], list[float]]:
+def stiffness(layers: Steps) -> tuple[list[float], list[float]]:
     """Of all tokens, and of the first."""
-    steps = [(F(y0) - 2 * y0 + x, y0 - x) for F, (x, y0) in zip(base.encoder.layer, pairwise(h), strict=True)]
-    every = [float(change.norm() / step.norm()) for change, step in steps]
-    return every, [float(change[0, 0].norm() / step[0, 0].norm()) for change, step in steps]
+    changes = [(F(y0) - 2 * y0 + x, y0 - x) for F, x, y0 in layers]
+    every = [float(change.norm() / step.norm()) for change, step in changes]
+    return every, [float(change[0, 0].norm() / step[0, 0].norm()) for change, step in changes]
 
 
-def radii(base: Any, h: tuple[Tensor, ...]) -> list[float]:
-    last = [*zip(base.encoder.layer, h[:-1], strict=True)][-SPECTRA:]
-    found = [leading_eigenvalues(F, x, count=2).radius for F, x in last]
+def radii(layers: Steps) -> list[float]:
+    found = [leading_eigenvalues(F, x, count=2).radius for F, x, _ in layers[-SPECTRA:]]
     return [numpy.nan if radius is None else radius for radius in found]
 
 

@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 from classifiers import WORDS, bert, imbert, labelled, save
-from families import config_of
+from families import OTHERS, config_of
 from tiny import lively
 
 import imbert_hf
@@ -57,7 +57,7 @@ def test_command(folder, capsys):
     assert (folder / "out.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("family", ["Roberta", "Electra"])
+@pytest.mark.parametrize("family", OTHERS)
 def test_command_takes_the_other_families(family, folder):
     name = f"IM{family}ForSequenceClassification"
     config = config_of(name, pad_token_id=0, **labelled(("negative", "positive")))

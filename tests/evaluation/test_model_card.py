@@ -126,7 +126,9 @@ def test_a_section_without_data_is_absent(folder, kind):
     assert ("Robustness has not been measured" in text) == (kind not in ("check", "advglue", "attack"))
 
 
-@pytest.mark.parametrize(("family", "named"), [("Roberta", "RoBERTa"), ("Electra", "ELECTRA")])
+@pytest.mark.parametrize(
+    ("family", "named"), [("Roberta", "RoBERTa"), ("Electra", "ELECTRA"), ("DistilBert", "DistilBERT")]
+)
 def test_cards_of_the_other_families(family, named, tmp_path):
     name = f"IM{family}ForSequenceClassification"
     folder = save(tmp_path / "model", getattr(imbert_hf, name), config_of(name, im_solver="anderson", **LABELS))

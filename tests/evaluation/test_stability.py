@@ -7,7 +7,7 @@ import pytest
 import torch
 from problems import Mixing, inputs, step
 from tiny import bert_config, imbert_config, lively, tokenizer_of
-from transformers import BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertModel
+from transformers import BertForSequenceClassification, BertModel, FunnelConfig, FunnelModel
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, IMBertForSequenceClassification, IMBertModel, Unrolled
 from imbert_hf.evaluation.cli import Parser
@@ -335,20 +335,20 @@ def test_bad_files(tmp_path):
 
 
 def test_models_of_another_family(tmp_path, tokenizer, checkpoint):
-    sizes = {"vocab_size": 99, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "max_position_embeddings": 32}
-    other = DistilBertModel(DistilBertConfig(**sizes))
+    sizes = {"vocab_size": 99, "d_model": 16, "block_sizes": [1], "n_head": 2, "d_head": 8, "d_inner": 16}
+    other = FunnelModel(FunnelConfig(**sizes))
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(
-        ValueError, match=r"other holds a checkpoint of model_type 'distilbert'; it must be one of bert, imbert, "
+        ValueError, match=r"other holds a checkpoint of model_type 'funnel'; it must be one of bert, imbert, "
     ):
         load_encoder(str(tmp_path / "other"))
     with pytest.raises(
-        ValueError, match="model must be an implicit one, or a plain one loaded as such, got DistilBertModel"
+        ValueError, match="model must be an implicit one, or a plain one loaded as such, got FunnelModel"
     ):
         stability(other, tokenizer, TEXTS, **SMALL)
     with pytest.raises(
         ValueError,
-        match="nothing cannot be loaded as a checkpoint of BERT, RoBERTa or ELECTRA: there is no such folder",
+        match=r"nothing cannot be loaded as a checkpoint of BERT, RoBERTa, .* or ModernBERT: there is no such folder",
     ):
         load_encoder(str(tmp_path / "nothing"))
     for path in checkpoint.glob("*token*"):

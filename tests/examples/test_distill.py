@@ -14,18 +14,19 @@ pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
 from classifiers import WORDS, bert, classifier, imbert, labelled, save
-from families import config_of, pair_of
+from families import FAMILIES, config_of, pair_of
 from finetuning import write_rows
 from tiny import refused
 from transformers import (
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
+    FunnelConfig,
+    FunnelForSequenceClassification,
 )
 
 from imbert_hf import IMElectraForSequenceClassification
 from imbert_hf.evaluation.data.classifier import load_classifier
+from imbert_hf.evaluation.data.loading import FAMILIES as TAKEN
 from imbert_hf.evaluation.data.tasks import find_task
 
 
@@ -56,7 +57,7 @@ def test_at_a_high_temperature_it_is_the_squared_distance_of_centred_logits(dist
     torch.testing.assert_close(distill.distillation_loss(z, v, 1e4), expected, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", [0, 1])  # plain, implicit
 def test_the_student_starts_as_the_teacher_with_its_labels_in_the_datas_order(distill, family, kind, tmp_path):
     """Exactly, where the teacher's connection does nothing; and no later step of the student changes the teacher."""
@@ -172,13 +173,13 @@ def test_a_table_of_ones_own_and_an_electra(distill, tmp_path):
     ("kind", "rows", "sentence"),
     [
         ("Bert", ["w1,0.5", "w2,0.25"], "distill.py takes single_label_classification alone, and own is regression"),
-        ("DistilBert", ["w1,a", "w2,b"], "must be of bert, roberta, electra, got a checkpoint of 'distilbert'"),
+        ("Funnel", ["w1,a", "w2,b"], f"must be of {', '.join(TAKEN)}, got a checkpoint of 'funnel'"),
     ],
 )
 def test_what_is_not_distilled(distill, kind, rows, sentence, tmp_path):
-    shape = {"vocab_size": 99, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, **labelled(("a", "b"))}
-    other = DistilBertForSequenceClassification(DistilBertConfig(**shape))
-    path = save(tmp_path / "teacher", other if kind == "DistilBert" else bert())
+    shape = {"vocab_size": 99, "d_model": 16, "block_sizes": [1], "n_head": 2, "d_head": 8, "d_inner": 16}
+    other = FunnelForSequenceClassification(FunnelConfig(**shape, **labelled(("a", "b"))))
+    path = save(tmp_path / "teacher", other if kind == "Funnel" else bert())
     (tmp_path / "own.csv").write_text("\n".join(["body,label", *rows * 4]))
     words = ["--teacher", path, "--train_file", str(tmp_path / "own.csv"), "--output_dir", str(tmp_path / "out"), *OWN]
     assert sentence in refused(distill.main, words)

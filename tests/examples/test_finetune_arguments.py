@@ -202,16 +202,19 @@ def test_hub_is_the_default(arguments, monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def named(*names):
+    return ", ".join(map(repr, names))
+
+
+PLAIN = ("bert", "roberta", "electra", "xlm-roberta", "distilbert", "modernbert")
+
+
 @pytest.mark.parametrize(
     ("connection", "found", "loads"),
     [
-        (
-            "im-bert",
-            "distilbert",
-            "--connection im-bert loads 'bert', 'roberta', 'electra', 'imbert', 'imroberta', 'imelectra'.",
-        ),
-        ("bert", "distilbert", "--connection bert loads 'bert', 'roberta', 'electra'."),
-        ("bert", "imbert", "--connection bert loads 'bert', 'roberta', 'electra'."),
+        ("im-bert", "albert", f"--connection im-bert loads {named(*PLAIN, *(f'im{name}' for name in PLAIN))}."),
+        ("bert", "albert", f"--connection bert loads {named(*PLAIN)}."),
+        ("bert", "imbert", f"--connection bert loads {named(*PLAIN)}."),
     ],
 )
 def test_other_model_type(connection, found, loads, arguments, bert, tmp_path):

@@ -82,9 +82,6 @@ def test_an_implicit_model_is_read_as_bert(layers, tmp_path):
 
 def test_a_step_that_does_not_change_is_not_stiff(layers):
     """F(h) = h + a is f(h) = a everywhere; F(h) = A h has the stiffness of A - I along the step."""
-    base = torch.nn.Module()
-    base.encoder = torch.nn.Module()
-    base.encoder.layer = [lambda h: h + 1.0, lambda h: 3 * h]
     x = torch.ones(1, 2, 3)
-    every, first = layers.stiffness(base, (x, x + 1, 3 * (x + 1)))
+    every, first = layers.stiffness([(lambda h: h + 1.0, x, x + 1), (lambda h: 3 * h, x + 1, 3 * (x + 1))])
     assert every == first == [0.0, pytest.approx(2.0)]

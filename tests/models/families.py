@@ -19,6 +19,7 @@ FAMILIES = {
 }
 if transformers.__version__.startswith("5.0."):  # whose layers are other ones
     del FAMILIES["ModernBert"]
+OTHERS = [family for family in FAMILIES if family != "Bert"]
 # In float64: ModernBERT turns queries and keys to their positions in float32.
 ROUNDING = {family: 1e-6 if family == "ModernBert" else 1e-12 for family in FAMILIES}
 MODELS = [

@@ -5,6 +5,7 @@ from enum import Enum
 
 import numpy as np
 import pytest
+from families import FAMILIES
 from tiny import TINY, imbert_config
 from transformers import AutoConfig, BertConfig
 
@@ -234,7 +235,7 @@ def test_a_subclass_keeps_every_check_and_may_add_fields():
         Mine(im_thet=1)
 
 
-@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fields_without_their_prefix_are_refused(family, tmp_path):
     config_class = getattr(imbert_hf, f"IM{family}Config")
     config_class().save_pretrained(tmp_path)

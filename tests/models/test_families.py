@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 import transformers
-from families import FAMILIES, MODELS, ROUNDING, base_of, config_of, family_of, inputs_for, pair_of, type_of
+from families import FAMILIES, MODELS, OTHERS, ROUNDING, base_of, config_of, family_of, inputs_for, pair_of, type_of
 from tiny import lively
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -157,9 +157,7 @@ def test_layers_solve_the_relation_of_the_familys_layers(family, batch):
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "one_step", "unrolled"])
-@pytest.mark.parametrize(
-    "family", [family for family in FAMILIES if family != "Bert"]
-)  # of BERT test_modeling asks more
+@pytest.mark.parametrize("family", OTHERS)  # of BERT test_modeling asks more
 def test_training_reaches_every_parameter_that_the_family_trains(family, gradient, batch):
     name = f"{family}ForSequenceClassification"
     plain, model = pair_of(name, im_gradient=gradient, im_solver="anderson")

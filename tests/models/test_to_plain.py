@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from families import MODELS, config_of, inputs_for, pair_of
+from families import FAMILIES, MODELS, config_of, inputs_for, pair_of, type_of
 from transformers import AutoModelForSequenceClassification
 
 import imbert_hf
@@ -27,7 +27,7 @@ def test_it_is_the_familys_own_model(name, batch):
     assert not torch.equal(next(plain.parameters()), next(model.parameters()))  # a copy
 
 
-@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_it_saves(family, tmp_path):
     name = f"{family}ForSequenceClassification"
     labels = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
@@ -36,7 +36,7 @@ def test_what_it_saves(family, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     saved = json.loads((tmp_path / "config.json").read_text())
     assert [key for key in saved if key.startswith("im_") or key == "auto_map"] == []
-    assert (saved["model_type"], saved["architectures"]) == (family.lower(), [name])
+    assert (saved["model_type"], saved["architectures"]) == (type_of(family), [name])
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert (type(loaded).__name__, loaded.config.id2label) == (name, {0: "a", 1: "b", 2: "c"})
     torch.testing.assert_close(loaded.state_dict(), model.state_dict())
@@ -59,7 +59,7 @@ def test_a_head_in_another_dtype_stays_so():
     assert {name: p.dtype for name, p in plain.named_parameters()} == {n: p.dtype for n, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForPreTraining", "RobertaForMaskedLM", "ElectraForMaskedLM"])
+@pytest.mark.parametrize("name", ["BertForPreTraining", *(f"{family}ForMaskedLM" for family in FAMILIES)])
 def test_tied_weights_stay_tied(name):
     plain = pair_of(name)[1].to_plain()
     assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight

@@ -19,7 +19,14 @@ from imbert_hf.evaluation.report import write_whole
 
 
 # model_type -> the family whose layers take the implicit step
-FAMILIES = {"imbert": "BERT", "imroberta": "RoBERTa", "imelectra": "ELECTRA"}
+FAMILIES = {
+    "imbert": "BERT",
+    "imroberta": "RoBERTa",
+    "imelectra": "ELECTRA",
+    "imxlm-roberta": "XLM-RoBERTa",
+    "imdistilbert": "DistilBERT",
+    "immodernbert": "ModernBERT",
+}
 MARK = "Rendered by imbert-eval card"
 GLUE = "nyu-mll/glue"
 ENTRIES = ("check", "advglue", "embedding", "query", "noise")

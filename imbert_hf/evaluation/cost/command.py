@@ -15,7 +15,7 @@ from imbert_hf.evaluation.cost.picture import figure
 from imbert_hf.evaluation.cost.settings import Make, cost
 from imbert_hf.evaluation.cost.variants import GRADIENTS, KEPT, SOLVERS, make_variants
 from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
-from imbert_hf.evaluation.data.loading import fingerprint, load_encoder, longest_input
+from imbert_hf.evaluation.data.loading import NAMES, fingerprint, load_encoder, longest_input
 from imbert_hf.evaluation.data.tasks import TASKS
 from imbert_hf.evaluation.report import Journal, Report, at_least, explained, table
 from imbert_hf.evaluation.stability.command import read_texts
@@ -34,9 +34,7 @@ DEFAULTS: dict[str, list] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, help="of BERT, RoBERTa or ELECTRA, plain or implicit, folder or Hub id"
-    )
+    parser.add_argument("--model", required=True, help=f"of {NAMES}, plain or implicit, folder or Hub id")
     parser.add_argument(
         "--data",
         help="a text file, such as .txt, one sentence a line; with --task or --text-column, a table (default: random)",
@@ -130,7 +128,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def load_model(path: str, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> tuple[Any, Any]:
-    """A classifier around the encoder of a checkpoint of BERT, RoBERTa or ELECTRA, and its tokenizer.
+    """A classifier around the encoder of a checkpoint of one of the families, and its tokenizer.
 
     The head is a new one of two classes, drawn with `seed`: no cost depends on its weights.
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from imbert_hf import ThetaMethod
 from imbert_hf.evaluation.attacks.ascent import Batch
 from imbert_hf.evaluation.cost.variants import Floor, Variant
+from imbert_hf.evaluation.data.loading import layers_of
 from imbert_hf.evaluation.stability.growth import connected
 from imbert_hf.solvers_imbert import Relation
 
@@ -63,18 +64,19 @@ def count(variant: Variant, batch: Batch, training: bool, indices: Sequence[int]
     """
     kinds = ("evaluations", "products", "second_products")
     phases = {name: dict.fromkeys(kinds, 0.0) for name in (("forward", "backward") if training else ("forward",))}
-    encoder = variant.model.base_model.encoder
-    phase, layers = "forward", [encoder.layer[i] for i in indices]
+    every = layers_of(variant.model)
+    phase, layers = "forward", [every[i] for i in indices]
 
     def note(kind: str) -> None:
         phases[phase][kind] += 1 / len(layers)
 
     def hook(module, args, output):
         note("evaluations")
-        return _Noted.apply(output, note, kinds[1:])
+        return (_Noted.apply(output[0], note, kinds[1:]), *output[1:])
 
-    # It is called once an evaluation, on whatever way the layer is entered.
-    handles = [layer.attention.output.register_forward_hook(hook) for layer in layers]
+    # Attention is called once an evaluation, on whatever way the layer is entered.
+    attentions: list[Any] = [getattr(layer, "attn", None) or layer.attention for layer in layers]
+    handles = [attention.register_forward_hook(hook) for attention in attentions]
     try:
         with variant.ready(training):
             if not training:
@@ -193,7 +195,8 @@ def mean_residual(variant: Variant, batch: Batch, method: ThetaMethod, indices: 
         relation = Relation(b, s, c, (batch["attention_mask"] == 0)[..., None])
         found.append(relation.relative_residual(y, F(y, *rest, **kwargs)))
 
-    handles = [variant.model.base_model.encoder.layer[i].register_forward_hook(hook, with_kwargs=True) for i in indices]
+    every = layers_of(variant.model)
+    handles = [every[i].register_forward_hook(hook, with_kwargs=True) for i in indices]
     try:
         with variant.ready(False):
             variant.infer(batch)

@@ -32,6 +32,7 @@ FAMILIES: dict[str, Any] = {
         IMModernBertConfig,
     )
 }
+NAMES = "BERT, RoBERTa, ELECTRA, XLM-RoBERTa, DistilBERT or ModernBERT"  # of the families, in sentences
 # What predictions depend on, among the files of a folder.
 _TELLING = (
     "*.safetensors",
@@ -98,14 +99,14 @@ def layers_of(model: Any) -> nn.ModuleList:
 
 
 def load_encoder(path: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
-    """The encoder of a checkpoint of BERT, RoBERTa or ELECTRA, plain or implicit, and its tokenizer.
+    """The encoder of a checkpoint of one of the families, plain or implicit, and its tokenizer.
 
     The encoder is its family's implicit model, in eval mode; a plain checkpoint has no implicit layer.
 
     Raises:
         ValueError: it cannot be loaded, is of another family, lacks weights or a tokenizer.
     """
-    what = "checkpoint of BERT, RoBERTa or ELECTRA"
+    what = f"checkpoint of {NAMES}"
     check_path(path, what)
     try:
         found = PretrainedConfig.get_config_dict(path)[0].get("model_type", "")

@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
-from imbert_hf.evaluation.data.loading import fingerprint, load_encoder
+from imbert_hf.evaluation.data.loading import NAMES, fingerprint, load_encoder
 from imbert_hf.evaluation.data.tables import SUFFIXES
 from imbert_hf.evaluation.data.tasks import TASKS, drawn, find_task, own_texts, read_rows
 from imbert_hf.evaluation.report import Journal, Report, at_least, explained, percent, table
@@ -19,9 +19,7 @@ HELP = "growth of perturbations, spectra and convergence of the layers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, help="of BERT, RoBERTa or ELECTRA, plain or implicit, folder or Hub id"
-    )
+    parser.add_argument("--model", required=True, help=f"of {NAMES}, plain or implicit, folder or Hub id")
     parser.add_argument(
         "--data",
         required=True,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from imbert_hf.evaluation.data.loading import longest_input
+from imbert_hf.evaluation.data.loading import layers_of, longest_input
 from imbert_hf.evaluation.report import Journal, at_least, finite
 from imbert_hf.evaluation.stability.growth import connected, connections, growth
 from imbert_hf.evaluation.stability.solves import convergence, residual_history
@@ -31,15 +31,38 @@ THETAS = (0.0, 0.5, 1.0)  # of the regions of stability: explicit Euler, trapezo
 
 
 class PlainLayer(nn.Module):
-    """h -> F(h), (batch, length, hidden), of an implicit layer under a fixed attention mask, in eval mode."""
+    """h -> F(h), (batch, length, hidden), of a layer under fixed arguments, such as its mask, in eval mode."""
 
-    def __init__(self, layer: Any, attention_mask: Tensor | None = None):
+    def __init__(self, layer: Any, *args: Any, **kwargs: Any):
         super().__init__()
-        self.layer, self.attention_mask = layer, attention_mask
+        self.layer, self.args, self.kwargs = layer, args, kwargs
         self.eval()
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.layer.plain(h, self.attention_mask)
+        return getattr(self.layer, "plain", self.layer)(h, *self.args, **self.kwargs)
+
+
+@torch.no_grad()
+def plain_layers(model: Any, inputs: Mapping[str, Tensor]) -> list[tuple[PlainLayer, Tensor]]:
+    """Each layer's F under the arguments that it has in a forward of the model, and its input there.
+
+    Args:
+        model: of a family, plain or implicit, with its head or without.
+        inputs: of the model.
+    """
+    found = []
+
+    def note(layer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        own = {name: value for name, value in kwargs.items() if name != "im_pass"}
+        found.append((PlainLayer(layer, *args[1:], **own), args[0]))
+
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers_of(model)]
+    try:
+        model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def spectra(layers: Layers, *, step_size: float, vector_field: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -208,9 +231,8 @@ def _layer_parts(
     seed: int,
 ) -> Iterator[_Part]:
     """Of each layer F at its input in the forward of IM-BERT, whose fields `implicit` and whose `config` are given."""
-    with torch.no_grad(), connected(model.config, implicit):
-        states = model(**inputs, output_hidden_states=True).hidden_states
-    layers = {k: (PlainLayer(layer), states[k]) for k, layer in enumerate(model.encoder.layer)}
+    with connected(model.config, implicit):
+        layers = dict(enumerate(plain_layers(model, inputs)))
     solved = {k: layers[k] for k in sorted(config.implicit_layers)}
     solvers = {name: SOLVERS[name](vars(config)) for name in ("fixed_point", "anderson", "gradient_descent")}
     field = {"vector_field": config.im_vector_field}

@@ -1,0 +1,46 @@
+"""What measures layers takes those of every family, each under the arguments that it has in a forward."""
+
+import pytest
+import torch
+from families import FAMILIES, inputs_for, pair_of
+
+from imbert_hf import ThetaMethod
+from imbert_hf.evaluation.cost.measures import count, mean_residual
+from imbert_hf.evaluation.cost.variants import Floor, Variant
+from imbert_hf.evaluation.data.loading import layers_of
+from imbert_hf.evaluation.stability.layers import plain_layers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", [0, 1])  # plain, implicit
+def test_the_plain_layers_of_a_forward(family, kind, batch):
+    """Each F gives the input of the next one, where no layer is implicit."""
+    model = pair_of(f"{family}ForSequenceClassification", im_layers=[])[kind]
+    inputs = inputs_for(f"{family}ForSequenceClassification", batch)
+    del inputs["labels"]
+    found = plain_layers(model, inputs)
+    assert len(found) == len(layers_of(model)) == 3
+    outputs = []
+    hook = layers_of(model)[-1].register_forward_hook(lambda _, args, y: outputs.append(y))
+    with torch.no_grad():
+        model(**inputs)
+        hook.remove()
+        for (F, x), y in zip(found, [*(x for _, x in found[1:]), outputs[0]], strict=True):
+            torch.testing.assert_close(F(x), y, rtol=0, atol=0)
+            assert not F.training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evaluations_and_residuals(family, batch):
+    name = f"{family}ForSequenceClassification"
+    _, model = pair_of(name, im_iterations=3)
+    inputs = inputs_for(name, batch)
+    variant = Variant("own", "own", model, Floor(1, 1))
+    found = count(variant, inputs, True, [0, 2])
+    assert found["forward"]["evaluations"] == 5  # of the guess, T, and the one that is kept for the backward
+    assert found["backward"]["products"] > 0
+    told = torch.stack(model(**inputs, output_im_statistics=True).im_residuals)
+    method = model.config.im_theta, model.config.im_step_size, model.config.im_vector_field
+    assert mean_residual(variant, inputs, ThetaMethod(*method), [0, 1, 2]) == pytest.approx(
+        told.mean().item(), rel=1e-3
+    )
