@@ -235,9 +235,9 @@ class ImplicitConfig(PretrainedConfig):
 
     def check_im_fields(self) -> None:
         """Checks every im_ field again, and those that depend on others. Raises ValueError."""
-        for name in (*IM_FIELDS, "is_decoder", "add_cross_attention"):
-            if hasattr(self, name):  # not every family has the latter two
-                setattr(self, name, getattr(self, name))
+        decoder = [name for name in ("is_decoder", "add_cross_attention") if hasattr(self, name)]  # not in every family
+        for name in (*IM_FIELDS, *decoder):
+            setattr(self, name, getattr(self, name))
         _ = self.implicit_layers
 
     def save_pretrained(self, save_directory, *args, **kwargs):

@@ -220,7 +220,9 @@ class LayerMap:
         # Other kinds of attention report weights of the whole batch, or know its rows by more than the mask; hooks may,
         # and positions of each row.
         hooked = any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
-        shared = all(len(t) == 1 for t in torch.utils._pytree.tree_leaves(self.kwargs) if isinstance(t, Tensor))
+        shared = all(
+            len(t) == 1 for t in torch.utils._pytree.tree_leaves(self.kwargs) if isinstance(t, Tensor) and t.dim()
+        )
         return not hooked and shared and self.attention == "sdpa"
 
     def select(self, rows: Tensor) -> "LayerMap":
@@ -367,7 +369,9 @@ def _add_consistency(model: Any, outputs: Any, im_pass: Pass, labels: Tensor | N
     if branch is not None:
         hidden, state = branch
         with contextlib.nullcontext() if state is None else state.again():
-            explicit = head(im_hidden=hidden, return_dict=True)
+            # A head that predicts labelled tokens alone has to know them.
+            known = {"labels": labels} if getattr(model, "sparse_prediction", False) else {}
+            explicit = head(im_hidden=hidden, return_dict=True, **known)
         kind = model.config.problem_type if isinstance(outputs, SequenceClassifierOutput) else None
         found = divergence(outputs, explicit, labels, kind)
     outputs["im_consistency_loss"], outputs["loss"] = found, outputs.loss + weight * found
@@ -390,8 +394,9 @@ def _forward_of(plain: type) -> Any:
             return eager(self, *args, output_im_statistics=output_im_statistics, return_dict=return_dict, **kwargs)
         if im_pass is None:
             im_pass = Pass(self.config, [] if output_im_statistics else None)
+        if consistency or self.im_stack:
+            given = dict(zip(names, args, strict=False)) | kwargs
         if consistency:
-            given = {names[i]: value for i, value in enumerate(args)} | kwargs
             im_pass.consistent = any(given.get(name) is not None for name in labels)
         base = self.base_model_prefix not in self._modules  # the model that the heads hold
         if base:
@@ -399,8 +404,9 @@ def _forward_of(plain: type) -> Any:
             im_pass.records = self.config.output_attentions if asked is None else asked
             im_pass.mask = token_mask(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
         if base and self.im_stack:
-            inputs = next(t for t in (*args[:1], *map(kwargs.get, ("input_ids", "inputs_embeds"))) if t is not None)
-            im_pass.enter(getattr(self, self.im_stack), inputs.shape[0])
+            inputs = next((t for t in map(given.get, ("input_ids", "inputs_embeds")) if t is not None), None)
+            if inputs is not None:  # else the family refuses
+                im_pass.enter(getattr(self, self.im_stack), inputs.shape[0])
         outputs = family_forward(self, *args, im_pass=im_pass, return_dict=True, **kwargs)
         if base and self.im_stack:
             im_pass.leave(outputs)
@@ -486,9 +492,13 @@ class ImplicitPreTrainedModel:
         _become_implicit(self)
         super().post_init()  # type: ignore[misc]
 
-    def _initialize_weights(self, module: Any, *_: Any) -> None:
-        # As the family's. Of code that is not its own transformers leaves out modules without parameters, by whose kind
-        # ModernBERT draws those of their parts.
+    def _initialize_weights(self, module: Any, is_custom_code: bool = False) -> None:
+        # Code that is not its own transformers lets draw nothing in a module whose own parameters are all loaded, of
+        # which one without any is an instance: but ModernBERT draws its parts' by such a module's kind.
+        tensors = [*module.parameters(), *module.buffers()]
+        if is_custom_code and all(getattr(tensor, "_is_hf_initialized", False) for tensor in tensors):
+            module._is_hf_initialized = True
+            return
         super()._initialize_weights(module)  # type: ignore[misc]
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from contextlib import nullcontext
 from functools import cache, partial
 from statistics import mean, median
@@ -36,36 +37,47 @@ EVALUATED = {  # forwards of rows; AdvGLUE's sets and their originals have up to
 
 
 def estimate(runs: list[Run], files: Files, workers: int) -> str:
-    """A line a model, and the sum; "" where nothing is missing."""
+    """A line a model, and the sum; "" where nothing is missing. What runs share is counted once, with the first."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    missing = {run.digest: run for run in runs if run.missing(read_run(files.runs, run))}
-    lines, total = [], 0.0
-    for model in dict.fromkeys(run.model for run in missing.values()):
-        of_model = [run for run in missing.values() if run.model == model]
-        try:
-            hours = sum(seconds_of(run, files) for run in of_model) / 3600
-        except ValueError as error:  # its runs will say so, too
-            said = f"not known: {error}"
-        else:
-            said, total = f"{hours:.2f}", total + hours
-        lines.append({"": model, "runs": len(of_model), "hours": said})
+    hours: dict[str, float] = {}
+    unknown: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    shared: set[str] = set()
+    done: set[tuple[str, str]] = set()
+    for run in runs:
+        missing = {(run.digest, stage) for stage in run.missing(read_run(files.runs, run))} - done
+        done |= missing
+        counts[run.model] += bool(missing)
+        if missing and run.model not in unknown:
+            try:
+                seconds = seconds_of(run, {stage for _, stage in missing}, files, shared)
+                hours[run.model] = hours.get(run.model, 0.0) + seconds / 3600
+            except ValueError as error:  # its runs will say so, too
+                unknown[run.model] = f"not known: {error}"
+    said = {model: f"{of_model:.2f}" for model, of_model in hours.items()} | unknown
+    lines = [{"": model, "runs": count, "hours": said[model]} for model, count in counts.items() if count]
     if not lines:
         return ""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
+    device, at_once = "the CPU", 1  # whose cores the workers share, and the timing has had
+    if torch.cuda.is_available():
+        device, at_once = torch.cuda.get_device_name(), min(workers, torch.cuda.device_count())
     table = tabulate(lines, "keys", disable_numparse=True)
-    return f"{table}\nabout {total / workers:.2f} hours with --workers {workers}, from a few steps on {device}"
+    least = "at least" if unknown else "about"
+    total = sum(hours.values()) / at_once
+    return f"{table}\n{least} {total:.2f} hours with --workers {workers}, from a few steps on {device}"
 
 
-def seconds_of(run: Run, files: Files) -> float:
-    """What is missing of one run. What a distilled model learns is priced as its teacher's training is."""
-    missing, tokens = run.missing(read_run(files.runs, run)), mean_length(run.task, files)
+def seconds_of(run: Run, missing: set[str], files: Files, shared: set[str]) -> float:
+    """What is missing of one run, but for trainings of the keys `shared`, to which its own are added."""
+    tokens = mean_length(run.task, files)
     step, forward = pace(json.dumps(run.taught_by.arguments | dict.fromkeys(SIZES)), files)
     seconds = COST * ("cost" in missing) + tokens * forward * sum(EVALUATED.get(stage, 0) for stage in missing)
-    if "train" in missing and not (files.weights / run.trained.key / "results.json").exists():
-        epochs = sum(of.get("num_train_epochs", 3) for of in (run.arguments, run.teacher) if of)
-        rows = min(run.arguments.get("max_train_samples") or math.inf, rows_to_train_on(run.task, files))
-        seconds += tokens * step * epochs * rows / files.processes
+    for one in (run.taught_by, run.trained) if "train" in missing else ():  # a student at its teacher's pace
+        if one.key not in shared and not (files.weights / one.key / "results.json").exists():
+            rows = min(one.arguments.get("max_train_samples") or math.inf, rows_to_train_on(one.task, files))
+            seconds += tokens * step * one.arguments.get("num_train_epochs", 3) * rows / files.processes
+        shared.add(one.key)
     return seconds
 
 

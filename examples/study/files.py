@@ -96,9 +96,7 @@ def fetch(tasks: Iterable[str], folder: Path) -> None:
         try:
             rows = load()
         except (OSError, ValueError) as error:
-            source = " ".join(load.args)
-            raise ValueError(
-                f"{source} of the Hub cannot be loaded, pass --data: {str(error).splitlines()[0]}"
-            ) from None
+            source, why = " ".join(load.args), next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{source} of the Hub cannot be loaded, pass --data: {why}") from None
         rows.to_json(text := io.BytesIO())
         write(path, text.getvalue())

@@ -46,7 +46,8 @@ def measure_layers(classifier: Classifier, rows: list[Row]) -> dict[str, Any]:
     pairs = zip(clean * len(TYPOS), noisy, strict=True)
     moved = [[first_token(h, w) for (_, _, h), (_, _, w) in zip(*pair, strict=True)] for pair in pairs]
     found = {"moved": means(moved)}
-    for name, texts in {"clean": clean, "typos": noisy[: len(rows)]}.items():
+    of_each_kind = [noisy[i % len(TYPOS) * len(rows) + i] for i in range(len(rows))]
+    for name, texts in {"clean": clean, "typos": of_each_kind}.items():
         both = [stiffness(layers) for layers in texts]
         found |= {f"stiffness, {name}": means([every for every, _ in both])}
         found |= {f"first, {name}": means([first for _, first in both])}

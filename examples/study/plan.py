@@ -175,9 +175,10 @@ def check_summary(plan: dict[str, Any]) -> None:
             raise ValueError(f"{heading!r} of summary must be of {', '.join(names)}, got {name!r}.")
 
 
-def batch_of(run: Run) -> int:
+def batch_of(run: Run) -> Any:
     """Rows of a training step."""
-    return run.arguments.get("per_device_train_batch_size", 8)
+    given = run.arguments.get("per_device_train_batch_size")
+    return 8 if given is None else given
 
 
 def models_of_score(plan: dict[str, Any], score: str) -> list[str]:

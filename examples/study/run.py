@@ -48,8 +48,10 @@ def main(words: list[str]) -> None:
 
         print(estimate(left, files_of(args), args.workers))
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("study run: terminated; the same command goes on"))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit("study run: terminated; the same command goes on"))
     if left and not args.shared:
+        os.environ.update(devices(0, args.processes) if args.workers == 1 else {})
         say_how_long(words)
     if not (work(runs, args, words) if args.workers == 1 else share_out(args.workers, args.processes, words)):
         sys.exit(1)
@@ -74,7 +76,9 @@ def asked_for(args: argparse.Namespace) -> list[Run]:
             raise ValueError(f"--data {args.data} lacks {task}/train.jsonl.")
     if args.advglue_test and not args.advglue_test.is_file():
         raise ValueError(f"--advglue-test {args.advglue_test} must be a file, AdvGLUE's test_ann.json.")
-    for batch in {batch_of(run) for run in runs}:
+    for batch in {batch_of(one) for run in runs for one in (run, run.taught_by)}:
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"per_device_train_batch_size of {args.plan} must be an integer >= 1, got {batch!r}.")
         if args.processes < 1 or batch % args.processes:
             raise ValueError(f"--processes must be >= 1 and divide a batch of {batch} rows, got {args.processes}.")
     if args.runs.exists() and not args.runs.is_dir():
@@ -141,23 +145,28 @@ def share_out(count: int, processes: int, words: list[str]) -> bool:
 
     Returns whether no run failed.
     """
+    threads, workers = str(max(1, (os.cpu_count() or 1) // (count * processes))), []
+    for number in range(count):
+        command = [*COMMAND, *words, "--workers", "1", "--shared"]
+        own = {"OMP_NUM_THREADS": threads, **devices(number, processes)}
+        workers.append(subprocess.Popen(command, env={**os.environ, **own}))
+    try:
+        return not sum(abs(worker.wait()) for worker in workers)
+    finally:
+        for worker in workers:
+            worker.terminate()
+
+
+def devices(worker: int, processes: int) -> dict[str, str]:
+    """The environment in which a worker sees its own GPUs alone: of more the Trainer would take a batch each."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
         import torch  # takes seconds, and only counts
 
         allowed = ",".join(map(str, range(torch.cuda.device_count())))
     gpus = [gpu for gpu in allowed.split(",") if gpu]
-    threads, workers = str(max(1, (os.cpu_count() or 1) // (count * processes))), []
-    for number in range(count):
-        own = [gpus[(number * processes + i) % len(gpus)] for i in range(processes if gpus else 0)]
-        device = {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))} if gpus else {}
-        command = [*COMMAND, *words, "--workers", "1", "--shared"]
-        workers.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads, **device}))
-    try:
-        return not sum(abs(worker.wait()) for worker in workers)
-    finally:
-        for worker in workers:
-            worker.terminate()
+    own = [gpus[(worker * processes + i) % len(gpus)] for i in range(processes if gpus else 0)]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))} if gpus else {}
 
 
 def work(runs: list[Run], args: argparse.Namespace, words: list[str]) -> bool:

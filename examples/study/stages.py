@@ -6,6 +6,7 @@ about. report.py compares models on the same rows. Texts and labels of the data 
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -53,11 +54,11 @@ from study.plan import (
     STRENGTH,
     VALIDATION,
     Run,
-    batch_of,
     words_of,
 )
 
 
+ERROR = re.compile(r"(\[rank\d+\]: ?)?[\w.]+(Error|Exception|: error)\b")
 ATTACK = Ascent(steps=STEPS, restarts=1)
 KEPT = ("metrics", "rows", "steps", "seconds_per_training_step", "im_fields", "device", "versions", "git")
 
@@ -122,8 +123,6 @@ def fine_tuned(run: Run, files: Files, weights: Path) -> None:
         arguments["teacher"] = str(teacher)
     elif files.model:
         arguments["model_name_or_path"] = files.model
-    if files.processes > 1:  # of the same batches
-        arguments |= {"per_device_train_batch_size": batch_of(run) // files.processes}
     words = words_of({**arguments, "task": run.task, "seed": run.seed, "output_dir": str(weights)})
     words += ["--data_dir", str(files.split(run.task)), "--eval_strategy", "no"]
     words += ["--save_strategy", "epoch", "--save_total_limit", "1", "--report_to", "none", "--disable_tqdm", "True"]
@@ -135,8 +134,8 @@ def fine_tuned(run: Run, files: Files, weights: Path) -> None:
     words += ["--resume_from_checkpoint", "last"] if begun else ["--overwrite_output_dir"]
     if files.processes == 1:
         script.main(words)
-    else:
-        together(script, words, files.processes)
+    else:  # on the batches of one process
+        together(script, [*words, "--accelerator_config", '{"split_batches": true}'], files.processes)
     for checkpoint in weights.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
@@ -155,8 +154,12 @@ def together(script: Any, words: list[str], processes: int) -> None:
     """Runs a script in several processes, by accelerate."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    if code := subprocess.run([*launch, str(script.__file__), *words], check=False).returncode:
-        sys.exit(code)
+    command = [*launch, str(script.__file__), *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(done.stdout)
+    if done.returncode:  # what a process said, not the launcher's summary below it
+        said = [line for line in done.stdout.splitlines() if ERROR.match(line)]
+        sys.exit(said[-1] if said else f"ended with {done.returncode}")
 
 
 def choice(run: Run, classifier: Classifier, files: Files) -> dict[str, Any]:

@@ -44,3 +44,12 @@ def test_evaluations_and_residuals(family, batch):
     assert mean_residual(variant, inputs, ThetaMethod(*method), [0, 1, 2]) == pytest.approx(
         told.mean().item(), rel=1e-3
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attentions_that_are_handed_on_count_as_no_evaluation(family, batch):
+    name = f"{family}ForSequenceClassification"
+    _, model = pair_of(name, im_iterations=3, attn_implementation="eager")
+    model.config.output_attentions = True
+    found = count(Variant("own", "own", model, Floor(1, 1)), inputs_for(name, batch), False, [0, 1, 2])
+    assert found["forward"]["evaluations"] == 4

@@ -128,6 +128,15 @@ def test_wrong_arguments(study, plan, data, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("rows", ["'32'", "0", "1.5"])
+def test_a_batch_that_is_none(rows, study, data, tmp_path):
+    path = tmp_path / "plan.yaml"
+    part = "{tasks: [sst2], seeds: [0], models: [a], stages: [test]}"
+    path.write_text(f"models: {{a: {{per_device_train_batch_size: {rows}}}}}\nparts: {{p: {part}}}")
+    said = refused(study.run.main, [str(path), "--data", str(data), "--runs", str(tmp_path / "runs")])
+    assert said.endswith(f"per_device_train_batch_size of {path} must be an integer >= 1, got {rows}.")
+
+
 def test_wrong_arguments_of_the_report(study, plan, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/sst2.jsonl").touch()

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from families import MODELS, ROUNDING, base_of, family_of, inputs_for, pair_of
+from families import FAMILIES, MODELS, ROUNDING, base_of, family_of, inputs_for, pair_of
 from tiny import GRADIENTS, NO_DROPOUT, PAIRS, SOLVERS, imbert_config, imbert_model, lively
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
 from transformers.models.bert.modeling_bert import BertLayer
@@ -355,3 +355,21 @@ def test_a_foreign_layer_above_an_implicit_one_is_refused(labelled):
         model(**labelled)
     model.config.im_consistency = 0.0
     model(**labelled)
+
+
+@pytest.mark.skipif("ModernBert" not in FAMILIES, reason="transformers 5.0 has another ModernBERT")
+@pytest.mark.parametrize("known", [1, 3, 7])  # as many as a row is long: shapes that would broadcast
+def test_a_head_that_predicts_labelled_tokens_alone(known, batch):
+    ids = batch["input_ids"]
+    labels = torch.full_like(ids, -100).flatten()
+    labels[torch.randperm(labels.numel(), generator=torch.Generator().manual_seed(0))[:known]] = 5
+    losses = []
+    for sparse in (False, True):
+        torch.manual_seed(0)  # of the embeddings
+        _, model = pair_of("ModernBertForMaskedLM", im_consistency=WEIGHT, im_layers=[1])
+        model.config.sparse_prediction = model.sparse_prediction = sparse
+        torch.manual_seed(3)
+        outputs = model.double().train()(ids, attention_mask=batch["attention_mask"], labels=labels.view_as(ids))
+        losses.append(torch.stack([outputs.loss, outputs.im_consistency_loss]))
+    assert losses[0][1] > 0
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-9)

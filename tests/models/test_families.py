@@ -219,3 +219,28 @@ def test_a_modernbert_of_transformers_5_0_is_refused():
     config = imbert_hf.IMModernBertConfig(num_hidden_layers=1)
     with pytest.raises(ImportError, match=r"^IMModernBertModel needs transformers >= 5\.1, got 5\.0\.\d+\.$"):
         imbert_hf.IMModernBertModel(config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_number_among_the_arguments_of_a_forward(family, batch):
+    """As the Trainer hands on; rows that converge first still leave the batch."""
+    _, model = pair_of(f"{family}ForSequenceClassification", im_tolerance=0.02, im_iterations=8)
+    inputs = {**batch, "input_ids": batch["input_ids"]}
+    expected = model(**inputs, output_im_statistics=True)
+    found = model(**inputs, output_im_statistics=True, num_items_in_batch=torch.tensor(3))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=0)
+    assert all(torch.equal(*pair) for pair in zip(found.im_iterations_used, expected.im_iterations_used, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_without_inputs_is_refused_as_the_family_refuses_it(family, batch):
+    said = []
+    for model in pair_of(f"{family}Model"):
+        with pytest.raises(ValueError, match="specify") as error:
+            model()
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    plain, model = pair_of(f"{family}Model", im_layers=[])
+    width = plain.get_input_embeddings().weight.shape[1]
+    embeds = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(inputs_embeds=embeds)[0], plain(inputs_embeds=embeds)[0], rtol=0, atol=0)

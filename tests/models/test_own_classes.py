@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+import transformers
+from families import FAMILIES, config_of
 from stranger import files_of
 from tiny import imbert_config, imbert_model, lively
 from torch import nn
@@ -17,6 +19,7 @@ from transformers import (
     BertModel,
 )
 
+import imbert_hf
 from imbert_hf import (
     IMBertConfig,
     IMBertForMultipleChoice,
@@ -29,6 +32,7 @@ from imbert_hf import (
 SUBCLASS = """
 import sys, torch
 from torch import nn
+import imbert_hf
 from imbert_hf import (
     IMBertConfig,
     IMBertForMultipleChoice,
@@ -162,3 +166,17 @@ def test_a_class_that_a_user_registers_stays_in_the_auto_map(tmp_path):
     imbert_config(auto_map=entry).save_pretrained(tmp_path)
     found = IMBertConfig.from_pretrained(tmp_path).auto_map
     assert found == {**IMBertConfig().auto_map, "AutoModelForSequenceClassification": "mine.Mine"}
+
+
+@pytest.mark.skipif(transformers.__version__.startswith("5.0."), reason="it draws so over BERT's weights too")
+@pytest.mark.parametrize("name", [f"{family}ForSequenceClassification" for family in FAMILIES])
+def test_what_a_users_class_draws_in_place_is_not_drawn_over_what_is_loaded(name, tmp_path):
+    class Mine(getattr(imbert_hf, f"IM{name}")):
+        def _init_weights(self, module):
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data.normal_()
+
+    torch.manual_seed(0)
+    model = Mine(config_of(f"IM{name}"))
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(Mine.from_pretrained(tmp_path).state_dict(), model.state_dict(), rtol=0, atol=0)

@@ -70,13 +70,15 @@ def count(variant: Variant, batch: Batch, training: bool, indices: Sequence[int]
     def note(kind: str) -> None:
         phases[phase][kind] += 1 / len(layers)
 
-    def hook(module, args, output):
+    def hook(module, args, kwargs, output):
+        if kwargs.get("im_report") is not None:  # attentions, handed on once more
+            return output
         note("evaluations")
         return (_Noted.apply(output[0], note, kinds[1:]), *output[1:])
 
     # Attention is called once an evaluation, on whatever way the layer is entered.
     attentions: list[Any] = [getattr(layer, "attn", None) or layer.attention for layer in layers]
-    handles = [attention.register_forward_hook(hook) for attention in attentions]
+    handles = [attention.register_forward_hook(hook, with_kwargs=True) for attention in attentions]
     try:
         with variant.ready(training):
             if not training:

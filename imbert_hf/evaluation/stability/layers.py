@@ -47,7 +47,7 @@ def plain_layers(model: Any, inputs: Mapping[str, Tensor]) -> list[tuple[PlainLa
     """Each layer's F under the arguments that it has in a forward of the model, and its input there.
 
     Args:
-        model: of a family, plain or implicit, with its head or without.
+        model: of a family, plain or implicit, with its head or without, in eval mode.
         inputs: of the model.
     """
     found = []
