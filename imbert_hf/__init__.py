@@ -4,6 +4,8 @@ An independent implementation of Kim, Park and Kim, EMNLP 2024 (arXiv 2505.06889
 with the Auto classes of Transformers.
 """
 
+from typing import Any
+
 import transformers
 from transformers import (
     AutoConfig,
@@ -18,7 +20,6 @@ from . import (
     modeling_distilbert_imbert,
     modeling_electra_imbert,
     modeling_imbert,
-    modeling_modernbert_imbert,
     modeling_roberta_imbert,
     modeling_xlm_roberta_imbert,
 )
@@ -61,15 +62,6 @@ from .modeling_imbert import (
     IMBertModel,
     IMBertPreTrainedModel,
 )
-from .modeling_modernbert_imbert import (
-    IMModernBertForMaskedLM,
-    IMModernBertForMultipleChoice,
-    IMModernBertForQuestionAnswering,
-    IMModernBertForSequenceClassification,
-    IMModernBertForTokenClassification,
-    IMModernBertModel,
-    IMModernBertPreTrainedModel,
-)
 from .modeling_roberta_imbert import (
     IMRobertaForMaskedLM,
     IMRobertaForQuestionAnswering,
@@ -89,6 +81,28 @@ from .modeling_xlm_roberta_imbert import (
 from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution, ThetaMethod
 
 
+try:
+    from . import modeling_modernbert_imbert
+    from .modeling_modernbert_imbert import (
+        IMModernBertForMaskedLM,
+        IMModernBertForMultipleChoice,
+        IMModernBertForQuestionAnswering,
+        IMModernBertForSequenceClassification,
+        IMModernBertForTokenClassification,
+        IMModernBertModel,
+        IMModernBertPreTrainedModel,
+    )
+except ImportError as error:  # of transformers 5.0
+    modeling_modernbert_imbert = None  # type: ignore[assignment]
+    _no_modernbert = str(error)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        raise ImportError(_no_modernbert)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __version__ = IM_VERSION
 
 for config, models, tokenizer in (
@@ -102,7 +116,7 @@ for config, models, tokenizer in (
     AutoConfig.register(config.model_type, config)
     AutoTokenizer.register(config, fast_tokenizer_class=tokenizer)
     for auto_class, path in config.auto_map_of_family.items():
-        if auto_class != "AutoConfig":
+        if auto_class != "AutoConfig" and models is not None:
             getattr(transformers, auto_class).register(config, getattr(models, path.rpartition(".")[2]))
 
 __all__ = [

@@ -7,10 +7,15 @@ The connection stands in layers_imbert.py, once for all families. This file trav
 and imports all that travel with it, so that older loaders copy them too.
 """
 
-import inspect
 from typing import Any
 
-import transformers
+from transformers import __version__
+
+
+# Of 5.0 it takes inputs without padding, knows its rows by that, and compiles parts of itself as it is imported.
+if __version__.startswith("5.0."):
+    raise ImportError(f"IM-ModernBERT needs transformers >= 5.1, got {__version__}.")
+
 from transformers.models.modernbert import modeling_modernbert as family
 
 from .configuration_imbert import IMModernBertConfig
@@ -39,12 +44,6 @@ class IMModernBertPreTrainedModel(ImplicitPreTrainedModel, family.ModernBertPreT
         family.ModernBertAttention: IMModernBertSelfAttention,
         family.ModernBertEncoderLayer: IMModernBertLayer,
     }
-
-    def __init__(self, *args, **kwargs):
-        # Those of 5.0 take inputs without padding, and know their rows by it.
-        if "cu_seqlens" in inspect.signature(family.ModernBertEncoderLayer.forward).parameters:
-            raise ImportError(f"{type(self).__name__} needs transformers >= 5.1, got {transformers.__version__}.")
-        super().__init__(*args, **kwargs)
 
 
 class IMModernBertModel(IMModernBertPreTrainedModel, family.ModernBertModel): ...
