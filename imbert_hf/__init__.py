@@ -98,7 +98,7 @@ except ImportError as error:  # of transformers 5.0
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
+    if modeling_modernbert_imbert is None and name.startswith("IMModernBert"):
         raise ImportError(_no_modernbert)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -179,3 +179,5 @@ __all__ = [
     "Unrolled",
     "implicit_step",
 ]
+if modeling_modernbert_imbert is None:
+    __all__ = [name for name in __all__ if name in globals()]

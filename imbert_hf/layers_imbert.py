@@ -197,6 +197,7 @@ class LayerMap:
 
     def __init__(self, layer: Any, args: tuple, kwargs: dict, im_pass: Pass):
         self.plain, self.args, self.kwargs, self.attention = layer.plain, args, kwargs, im_pass.attention
+        self.rows = layer.im_rows
         self.parts: list[nn.Module] = []
         solves = im_pass.method.theta > 0 and im_pass.iterations[layer.training] > 0
         if solves or im_pass.rows or im_pass.statistics is not None:  # else F is evaluated once
@@ -217,13 +218,9 @@ class LayerMap:
 
     @property
     def selects(self) -> bool:
-        # Other kinds of attention report weights of the whole batch, or know its rows by more than the mask; hooks may,
-        # and positions of each row.
+        # Other kinds of attention report weights of the whole batch, or know its rows by more than the mask; hooks may.
         hooked = any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
-        shared = all(
-            len(t) == 1 for t in torch.utils._pytree.tree_leaves(self.kwargs) if isinstance(t, Tensor) and t.dim()
-        )
-        return not hooked and shared and self.attention == "sdpa"
+        return not hooked and self.attention == "sdpa" and all(len(t) == 1 for t in self.kwargs.get(self.rows, ()))
 
     def select(self, rows: Tensor) -> "LayerMap":
         part, (mask, *rest) = copy.copy(self), self.args
@@ -263,6 +260,7 @@ class ImplicitLayer:
 
     attention: Any
     training: bool
+    im_rows: ClassVar[str] = ""  # a keyword whose tensors may hold a row each, as the mask does
     im_place: tuple[int, int] | None = None  # in the list of its encoder's last forward, and that list's length
 
     @property

@@ -29,6 +29,8 @@ class IMModernBertSelfAttention(ImplicitSelfAttention, family.ModernBertAttentio
 
 
 class IMModernBertLayer(ImplicitLayer, family.ModernBertEncoderLayer):
+    im_rows = "position_embeddings"
+
     @property
     def im_attention(self) -> Any:
         return self.attn

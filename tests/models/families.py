@@ -45,8 +45,10 @@ def config_of(name, **kwargs):
 
 def pair_of(name, **kwargs):
     """A model of transformers, such as BertModel, and its implicit one with the same weights; fields of the latter."""
-    plain = lively(getattr(transformers, name)(config_of(name))).eval()
-    model = getattr(imbert_hf, f"IM{name}")(config_of(f"IM{name}", **kwargs)).eval()
+    with torch.random.fork_rng():  # the same weights whatever ran before
+        torch.manual_seed(0)
+        plain = lively(getattr(transformers, name)(config_of(name))).eval()
+        model = getattr(imbert_hf, f"IM{name}")(config_of(f"IM{name}", **kwargs)).eval()
     model.load_state_dict(plain.state_dict())
     return plain, model
 
