@@ -1,4 +1,4 @@
-"""IM-BERT: BERT with implicit layers, as a drop-in for Hugging Face Transformers; five families more.
+"""IM-BERT: BERT with implicit layers, as a drop-in for Hugging Face Transformers; six families more.
 
 An independent implementation of Kim, Park and Kim, EMNLP 2024 (arXiv 2505.06889). Importing it registers the classes
 with the Auto classes of Transformers.
@@ -11,12 +11,14 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     BertTokenizer,
+    DebertaV2Tokenizer,
     PreTrainedTokenizerFast,
     RobertaTokenizer,
     XLMRobertaTokenizer,
 )
 
 from . import (
+    modeling_deberta_v2_imbert,
     modeling_distilbert_imbert,
     modeling_electra_imbert,
     modeling_imbert,
@@ -27,6 +29,7 @@ from .callbacks import IMBertStatisticsCallback, ThetaScheduleCallback
 from .configuration_imbert import (
     IM_VERSION,
     IMBertConfig,
+    IMDebertaV2Config,
     IMDistilBertConfig,
     IMElectraConfig,
     IMModernBertConfig,
@@ -34,6 +37,15 @@ from .configuration_imbert import (
     IMXLMRobertaConfig,
 )
 from .gradients_imbert import Implicit, OneStep, Unrolled, implicit_step
+from .modeling_deberta_v2_imbert import (
+    IMDebertaV2ForMaskedLM,
+    IMDebertaV2ForMultipleChoice,
+    IMDebertaV2ForQuestionAnswering,
+    IMDebertaV2ForSequenceClassification,
+    IMDebertaV2ForTokenClassification,
+    IMDebertaV2Model,
+    IMDebertaV2PreTrainedModel,
+)
 from .modeling_distilbert_imbert import (
     IMDistilBertForMaskedLM,
     IMDistilBertForMultipleChoice,
@@ -110,6 +122,7 @@ for config, models, tokenizer in (
     (IMRobertaConfig, modeling_roberta_imbert, RobertaTokenizer),
     (IMElectraConfig, modeling_electra_imbert, BertTokenizer),
     (IMXLMRobertaConfig, modeling_xlm_roberta_imbert, XLMRobertaTokenizer),
+    (IMDebertaV2Config, modeling_deberta_v2_imbert, DebertaV2Tokenizer),
     (IMDistilBertConfig, modeling_distilbert_imbert, BertTokenizer),
     (IMModernBertConfig, modeling_modernbert_imbert, PreTrainedTokenizerFast),
 ):
@@ -134,6 +147,14 @@ __all__ = [
     "IMBertModel",
     "IMBertPreTrainedModel",
     "IMBertStatisticsCallback",
+    "IMDebertaV2Config",
+    "IMDebertaV2ForMaskedLM",
+    "IMDebertaV2ForMultipleChoice",
+    "IMDebertaV2ForQuestionAnswering",
+    "IMDebertaV2ForSequenceClassification",
+    "IMDebertaV2ForTokenClassification",
+    "IMDebertaV2Model",
+    "IMDebertaV2PreTrainedModel",
     "IMDistilBertConfig",
     "IMDistilBertForMaskedLM",
     "IMDistilBertForMultipleChoice",

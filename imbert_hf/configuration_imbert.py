@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from transformers import (
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     ModernBertConfig,
@@ -41,7 +42,7 @@ getattr(tokenization_auto, "TOKENIZER_MAPPING_NAMES", {}).update(
     imelectra="BertTokenizer",
     imdistilbert="BertTokenizer",
     immodernbert="TokenizersBackend",
-    **{"imxlm-roberta": "XLMRobertaTokenizer"},
+    **{"imxlm-roberta": "XLMRobertaTokenizer", "imdeberta-v2": "DebertaV2Tokenizer"},
 )
 
 
@@ -363,3 +364,16 @@ class IMModernBertConfig(ImplicitConfig, ModernBertConfig):
 
     model_type = "immodernbert"
     auto_map_of_family = _auto_map("modeling_modernbert_imbert", "IMModernBert", "MultipleChoice")
+
+
+class IMDebertaV2Config(ImplicitConfig, DebertaV2Config):
+    """DebertaV2Config with the fields of ImplicitConfig, which see. Every other argument is DebertaV2Config's.
+
+    Example:
+        >>> from imbert_hf import IMDebertaV2Config
+        >>> IMDebertaV2Config(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
+        frozenset({4, 5})
+    """
+
+    model_type = "imdeberta-v2"
+    auto_map_of_family = _auto_map("modeling_deberta_v2_imbert", "IMDebertaV2", "MultipleChoice")

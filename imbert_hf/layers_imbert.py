@@ -10,7 +10,8 @@ import contextlib
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any, ClassVar
 
@@ -50,6 +51,24 @@ _eagerly = torch.compiler.disable(checked_step)
 NO_PIECES = not hasattr(torch.compiler, "is_exporting")
 
 
+# What a model hands to a part of it whose forward takes no keywords that it does not know: the part, and those.
+_handed: ContextVar[tuple[Any, dict[str, Any]]] = ContextVar("im_handed", default=(None, {}))
+
+
+@contextlib.contextmanager
+def handed(part: Any, **keywords: Any) -> Iterator[None]:
+    token = _handed.set((part, keywords))
+    try:
+        yield
+    finally:
+        _handed.reset(token)
+
+
+def handed_to(part: Any) -> dict[str, Any]:
+    known, keywords = _handed.get()
+    return keywords if known is part else {}
+
+
 class Pass:
     """What the implicit layers of one forward share: the config, read once; the token mask; and what they report.
 
@@ -69,6 +88,7 @@ class Pass:
         # the rows: behind the implicit branch the explicit one, whose layers have 0 iterations.
         self.consistent = False  # whether the head asks for it
         self.rows = 0  # of the implicit branch; 0: there is no other
+        self.left = False  # whether the two were taken apart
         self.branch: tuple[Tensor, RandomState | None] | None = (
             None  # the explicit one, and what the implicit one's head drew
         )
@@ -141,7 +161,8 @@ class Pass:
             self.statistics.append((solution.residual, solution.num_steps))
 
     def leave(self, outputs: Any) -> None:
-        """Takes what an encoder returns of both branches apart."""
+        """Takes what an encoder, or the model around it, returns of both branches apart."""
+        self.left = True
         if self.rows:
             outputs["last_hidden_state"], explicit = outputs.last_hidden_state.split(self.rows)
             self.branch = explicit, None if torch.compiler.is_compiling() else RandomState(explicit.device)
@@ -268,6 +289,11 @@ class ImplicitLayer:
         """The part of the layer whose outputs are attentions."""
         return self.attention.self
 
+    @staticmethod
+    def own_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Of the keywords of a forward of this layer, those of the family's."""
+        return {name: value for name, value in kwargs.items() if name != "im_pass"}
+
     @property
     def plain(self) -> Callable:
         """F, the family's own forward: (batch, length, width), and its arguments, to (batch, length, width)."""
@@ -307,9 +333,12 @@ class ImplicitLayer:
         if F.weights is not None and im_pass.records:  # before the statistics evaluate the layer once more
             weights = F.weights if solution.value.requires_grad else F.weights.detach()
             # The copy leaves the scope of torch.func, where it may come from.
-            self.im_attention(x, im_report=weights.clone() if functional() else weights)
+            self.report_attention(F, x, weights.clone() if functional() else weights)
         im_pass.add(solution)
         return solution.value, solution.guess
+
+    def report_attention(self, F: LayerMap, x: Tensor, weights: Tensor) -> None:
+        self.im_attention(x, im_report=weights)
 
 
 class ImplicitEncoder:
@@ -369,7 +398,7 @@ def _add_consistency(model: Any, outputs: Any, im_pass: Pass, labels: Tensor | N
         with contextlib.nullcontext() if state is None else state.again():
             # A head that predicts labelled tokens alone has to know them.
             known = {"labels": labels} if getattr(model, "sparse_prediction", False) else {}
-            explicit = head(im_hidden=hidden, return_dict=True, **known)
+            explicit = head(im_hidden=hidden, **known)
         kind = model.config.problem_type if isinstance(outputs, SequenceClassifierOutput) else None
         found = divergence(outputs, explicit, labels, kind)
     outputs["im_consistency_loss"], outputs["loss"] = found, outputs.loss + weight * found
@@ -381,8 +410,19 @@ def _forward_of(plain: type) -> Any:
     signature = inspect.signature(family_forward)
     (_, *names), labels = signature.parameters, find_labels(plain)
 
+    def ask(self: Any, *args, im_pass=None, im_hidden=None, **kwargs) -> Any:
+        """The family's forward, and what its parts are told."""
+        told = {name: value for name, value in (("im_pass", im_pass), ("im_hidden", im_hidden)) if value is not None}
+        if not self.im_hands:
+            return family_forward(self, *args, return_dict=True, **told, **kwargs)
+        part = self._modules.get(self.base_model_prefix) or self.encoder
+        with handed(part, **told):
+            return family_forward(self, *args, return_dict=True, **kwargs)
+
     @wraps(family_forward)
     def forward(self: Any, *args, output_im_statistics=None, return_dict=None, im_pass=None, im_hidden=None, **kwargs):
+        told = handed_to(self) if self.im_hands else {}
+        im_pass, im_hidden = told.get("im_pass", im_pass), told.get("im_hidden", im_hidden)
         if im_hidden is not None:  # the explicit branch, of the model that the heads hold
             pooler = getattr(self, "pooler", None)
             return BaseModelOutputWithPooling(im_hidden, pooler(im_hidden) if pooler is not None else None)
@@ -405,15 +445,15 @@ def _forward_of(plain: type) -> Any:
             inputs = next((t for t in map(given.get, ("input_ids", "inputs_embeds")) if t is not None), None)
             if inputs is not None:  # else the family refuses
                 im_pass.enter(getattr(self, self.im_stack), inputs.shape[0])
-        outputs = family_forward(self, *args, im_pass=im_pass, return_dict=True, **kwargs)
-        if base and self.im_stack:
+        outputs = ask(self, *args, im_pass=im_pass, **kwargs)
+        if base and not im_pass.left:
             im_pass.leave(outputs)
         outputs = with_statistics(type(outputs))(**outputs)
         if im_pass.rows and outputs.get("hidden_states"):  # as the layers handed them on
             outputs["hidden_states"] = tuple(h if h is None else h[: im_pass.rows] for h in outputs.hidden_states)
         if consistency:
             unlabelled = {name: value for name, value in given.items() if name not in labels}
-            _add_consistency(self, outputs, im_pass, given.get("labels"), partial(family_forward, self, **unlabelled))
+            _add_consistency(self, outputs, im_pass, given.get("labels"), partial(ask, self, **unlabelled))
         if im_pass.statistics is not None:
             outputs["im_residuals"] = tuple(residual for residual, _ in im_pass.statistics)
             outputs["im_iterations_used"] = tuple(steps for _, steps in im_pass.statistics)
@@ -460,6 +500,7 @@ class ImplicitPreTrainedModel:
     # the contrary, and would add up the losses of accumulated batches and of processes instead of averaging them.
     accepts_loss_kwargs = False
     im_told = False  # that im_consistency met no labels
+    im_hands = False  # whether the family's forwards hand on no keywords that they do not know
     im_stack: ClassVar[str] = ""  # the list of layers, where no encoder but the model itself goes through it
 
     def __init_subclass__(cls, **kwargs):

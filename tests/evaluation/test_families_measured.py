@@ -21,7 +21,9 @@ def test_the_plain_layers_of_a_forward(family, kind, batch):
     found = plain_layers(model, inputs)
     assert len(found) == len(layers_of(model)) == 3
     outputs = []
-    hook = layers_of(model)[-1].register_forward_hook(lambda _, args, y: outputs.append(y))
+    hook = layers_of(model)[-1].register_forward_hook(
+        lambda _, args, y: outputs.append(y[0] if isinstance(y, tuple) else y)
+    )
     with torch.no_grad():
         model(**inputs)
         hook.remove()

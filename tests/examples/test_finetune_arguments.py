@@ -206,7 +206,7 @@ def named(*names):
     return ", ".join(map(repr, names))
 
 
-PLAIN = ("bert", "roberta", "electra", "xlm-roberta", "distilbert", "modernbert")
+PLAIN = ("bert", "roberta", "electra", "xlm-roberta", "deberta-v2", "distilbert", "modernbert")
 
 
 @pytest.mark.parametrize(

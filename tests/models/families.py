@@ -14,6 +14,17 @@ FAMILIES = {
     "Roberta": ROBERTA,
     "Electra": {"embedding_size": 16},
     "XLMRoberta": ROBERTA,
+    # As the published v3 has it, but for its size.
+    "DebertaV2": {
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 8,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "max_relative_positions": -1,
+        "position_biased_input": False,
+    },
     "DistilBert": {"hidden_dim": 48},
     "ModernBert": {"pad_token_id": 0, "local_attention": 4, "attention_dropout": 0.1, "mlp_dropout": 0.1},
 }

@@ -18,6 +18,7 @@ ENTRIES = {
     "Roberta": "modeling_roberta_imbert.py",
     "Electra": "modeling_electra_imbert.py",
     "XLMRoberta": "modeling_xlm_roberta_imbert.py",
+    "DebertaV2": "modeling_deberta_v2_imbert.py",
     "DistilBert": "modeling_distilbert_imbert.py",
     "ModernBert": "modeling_modernbert_imbert.py",
 }

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import imbert_hf
 from imbert_hf import IMBertForSequenceClassification
 from imbert_hf.evaluation.data.loading import layers_of
+from imbert_hf.evaluation.stability.layers import PlainLayer
 
 
 HEADS = [name for name in MODELS if name != f"{family_of(name)}Model"]
@@ -146,13 +147,13 @@ def test_layers_solve_the_relation_of_the_familys_layers(family, batch):
     inputs, calls = inputs_for(name, batch), []
     for layer in layers_of(model):
         layer.register_forward_hook(lambda _, args, kwargs, y: calls.append((*args, kwargs, y)), with_kwargs=True)
-    real = inputs["attention_mask"].bool()
+    real, own_arguments = inputs["attention_mask"].bool(), layers_of(model)[0].own_arguments
     with torch.no_grad():
         model(**inputs)
         assert len(calls) == 3
         for layer, (x, *args, kwargs, y) in zip(layers_of(plain), calls, strict=True):
-            given = {name: value for name, value in kwargs.items() if name != "im_pass"}
-            fx, fy = (layer(h, *args, **given) - h for h in (x, y))
+            given, y = own_arguments(kwargs), y[0] if isinstance(y, tuple) else y
+            fx, fy = (PlainLayer(layer, *args, **given)(h) - h for h in (x, y))
             torch.testing.assert_close(y[real], (x + (fx + fy) / 2)[real], rtol=0, atol=1e-8 + ROUNDING[family])
 
 

@@ -43,6 +43,7 @@ def test_import_lines_outside_code_would_be_read_by_the_loader():
 PURE = {
     "collections",
     "contextlib",
+    "contextvars",
     "copy",
     "dataclasses",
     "difflib",

@@ -24,6 +24,7 @@ FAMILIES = {
     "imroberta": "RoBERTa",
     "imelectra": "ELECTRA",
     "imxlm-roberta": "XLM-RoBERTa",
+    "imdeberta-v2": "DeBERTa",
     "imdistilbert": "DistilBERT",
     "immodernbert": "ModernBERT",
 }

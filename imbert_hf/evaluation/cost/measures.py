@@ -20,6 +20,7 @@ from imbert_hf.evaluation.attacks.ascent import Batch
 from imbert_hf.evaluation.cost.variants import Floor, Variant
 from imbert_hf.evaluation.data.loading import layers_of
 from imbert_hf.evaluation.stability.growth import connected
+from imbert_hf.evaluation.stability.layers import PlainLayer
 from imbert_hf.solvers_imbert import Relation
 
 
@@ -190,12 +191,12 @@ def mean_residual(variant: Variant, batch: Batch, method: ThetaMethod, indices: 
     found: list[Tensor] = []
 
     def hook(module, args, kwargs, y):
-        x, rest = args[0], args[1:]
-        kwargs = {name: value for name, value in kwargs.items() if name != "im_pass"}
-        F = getattr(module, "plain", partial(type(module).forward, module))  # of what an instance replaced, too
-        b = method.euler(x, F(x, *rest, **kwargs), method.step_size - s)
+        x, *rest = args
+        y = y[0] if isinstance(y, tuple) else y
+        F = PlainLayer(module, *rest, **getattr(module, "own_arguments", dict)(kwargs))
+        b = method.euler(x, F(x), method.step_size - s)
         relation = Relation(b, s, c, (batch["attention_mask"] == 0)[..., None])
-        found.append(relation.relative_residual(y, F(y, *rest, **kwargs)))
+        found.append(relation.relative_residual(y, F(y)))
 
     every = layers_of(variant.model)
     handles = [every[i].register_forward_hook(hook, with_kwargs=True) for i in indices]

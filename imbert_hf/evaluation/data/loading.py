@@ -12,6 +12,7 @@ from transformers import MODEL_MAPPING, AutoTokenizer, PretrainedConfig
 
 from imbert_hf import (
     IMBertConfig,
+    IMDebertaV2Config,
     IMDistilBertConfig,
     IMElectraConfig,
     IMModernBertConfig,
@@ -28,11 +29,12 @@ FAMILIES: dict[str, Any] = {
         IMRobertaConfig,
         IMElectraConfig,
         IMXLMRobertaConfig,
+        IMDebertaV2Config,
         IMDistilBertConfig,
         IMModernBertConfig,
     )
 }
-NAMES = "BERT, RoBERTa, ELECTRA, XLM-RoBERTa, DistilBERT or ModernBERT"  # of the families, in sentences
+NAMES = "BERT, RoBERTa, ELECTRA, XLM-RoBERTa, DeBERTa, DistilBERT or ModernBERT"  # of the families, in sentences
 # What predictions depend on, among the files of a folder.
 _TELLING = (
     "*.safetensors",

@@ -39,7 +39,10 @@ class PlainLayer(nn.Module):
         self.eval()
 
     def forward(self, h: Tensor) -> Tensor:
-        return getattr(self.layer, "plain", self.layer)(h, *self.args, **self.kwargs)
+        # No hook of the layer's, nor what an instance put in place of its forward.
+        F = getattr(self.layer, "plain", partial(type(self.layer).forward, self.layer))
+        y = F(h, *self.args, **self.kwargs)
+        return y[0] if isinstance(y, tuple) else y  # of DeBERTa with its attentions
 
 
 @torch.no_grad()
@@ -53,7 +56,7 @@ def plain_layers(model: Any, inputs: Mapping[str, Tensor]) -> list[tuple[PlainLa
     found = []
 
     def note(layer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        own = {name: value for name, value in kwargs.items() if name != "im_pass"}
+        own = getattr(layer, "own_arguments", dict)(kwargs)
         found.append((PlainLayer(layer, *args[1:], **own), args[0]))
 
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers_of(model)]
