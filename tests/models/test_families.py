@@ -1,6 +1,7 @@
 """Every model of every family against transformers' own with the same weights."""
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -244,3 +245,23 @@ def test_a_forward_without_inputs_is_refused_as_the_family_refuses_it(family, ba
     width = plain.get_input_embeddings().weight.shape[1]
     embeds = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(inputs_embeds=embeds)[0], plain(inputs_embeds=embeds)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_threads_that_share_a_model_do_not_mix(family):
+    """Each forward has a mask, statistics and iterations of its own."""
+    _, model = pair_of(f"{family}ForSequenceClassification", im_tolerance=0.02, im_iterations=8)
+    generator = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(5, 99, (n, 4 + n), generator=generator)} for n in range(1, 9)]
+    for batch in batches:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"]).index_fill(1, torch.tensor([3]), 0)
+
+    def ask(batch):
+        with torch.no_grad():
+            outputs = model(**batch, output_im_statistics=True)
+        return outputs.logits, outputs.im_iterations_used
+
+    expected = [ask(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for found in [[*pool.map(ask, batches)] for _ in range(5)]:
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
