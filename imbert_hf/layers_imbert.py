@@ -89,9 +89,8 @@ class Pass:
         self.consistent = False  # whether the head asks for it
         self.rows = 0  # of the implicit branch; 0: there is no other
         self.left = False  # whether the two were taken apart
-        self.branch: tuple[Tensor, RandomState | None] | None = (
-            None  # the explicit one, and what the implicit one's head drew
-        )
+        # The explicit one, and what the implicit one's head drew.
+        self.branch: tuple[Tensor, RandomState | None] | None = None
         fields = config.__dict__  # to ask the config itself takes as long as an operation
         self.method = ThetaMethod(fields["im_theta"], fields["im_step_size"], fields["im_vector_field"])
         self.solver, self.gradient = SOLVERS[fields["im_solver"]](fields), GRADIENTS[fields["im_gradient"]](fields)

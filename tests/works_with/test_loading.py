@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from families import MODELS, inputs_for, pair_of
+from families import MODELS, family_of, inputs_for, pair_of
 from tiny import NO_DROPOUT, PAIRS, SOLVERS, imbert_config, lively
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
@@ -172,7 +172,7 @@ def test_statistics_and_attentions_pass_through_accelerates_hooks(saved, batch):
     torch.testing.assert_close(actual.attentions, expected.attentions, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", MODELS)
+@pytest.mark.parametrize("head", [name for name in MODELS if family_of(name) != "DebertaV2"])  # which has no sdpa
 def test_eager_and_sdpa_agree_on_every_head(head, tmp_path, batch):
     _, model = pair_of(head)
     model.save_pretrained(tmp_path)
