@@ -14,20 +14,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 import imbert_hf
 from imbert_hf.evaluation.cards import tables
 from imbert_hf.evaluation.cards.results import Results, read_json
+from imbert_hf.evaluation.data.loading import TITLES
 from imbert_hf.evaluation.data.tasks import HUB, TASKS
 from imbert_hf.evaluation.report import write_whole
 
 
-# model_type -> the family whose layers take the implicit step
-FAMILIES = {
-    "imbert": "BERT",
-    "imroberta": "RoBERTa",
-    "imelectra": "ELECTRA",
-    "imxlm-roberta": "XLM-RoBERTa",
-    "imdeberta-v2": "DeBERTa",
-    "imdistilbert": "DistilBERT",
-    "immodernbert": "ModernBERT",
-}
 MARK = "Rendered by imbert-eval card"
 GLUE = "nyu-mll/glue"
 ENTRIES = ("check", "advglue", "embedding", "query", "noise")
@@ -71,7 +62,7 @@ def render(
     told |= {training["task"]: _of_glue(training)} if training is not None else {}
     tasks, glue = list(told), [task for task, is_glue in told.items() if is_glue]
     known = [task for task in TASKS if task in glue]
-    family = FAMILIES.get(config.get("model_type", ""))
+    family = {f"im{plain}": title for plain, title in TITLES.items()}.get(config.get("model_type", ""))
     title = repo_id.rsplit("/", 1)[-1] if repo_id else folder.resolve().name
     evaluations = _advglue_evaluations([e for e in of["advglue"] if not e["own"]]) + _glue_evaluations(training)
     data = ModelCardData(

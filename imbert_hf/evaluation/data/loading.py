@@ -34,7 +34,16 @@ FAMILIES: dict[str, Any] = {
         IMModernBertConfig,
     )
 }
-NAMES = "BERT, RoBERTa, ELECTRA, XLM-RoBERTa, DeBERTa, DistilBERT or ModernBERT"  # of the families, in sentences
+TITLES = {  # what sentences call them
+    "bert": "BERT",
+    "roberta": "RoBERTa",
+    "electra": "ELECTRA",
+    "xlm-roberta": "XLM-RoBERTa",
+    "deberta-v2": "DeBERTa",
+    "distilbert": "DistilBERT",
+    "modernbert": "ModernBERT",
+}
+NAMES = " or ".join([", ".join([*TITLES.values()][:-1]), [*TITLES.values()][-1]])
 # What predictions depend on, among the files of a folder.
 _TELLING = (
     "*.safetensors",
