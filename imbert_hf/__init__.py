@@ -36,7 +36,7 @@ from .configuration_imbert import (
     IMRobertaConfig,
     IMXLMRobertaConfig,
 )
-from .gradients_imbert import Implicit, OneStep, Unrolled, implicit_step
+from .gradients_imbert import Implicit, OneStep, Unrolled
 from .modeling_deberta_v2_imbert import (
     IMDebertaV2ForMaskedLM,
     IMDebertaV2ForMultipleChoice,
@@ -91,6 +91,7 @@ from .modeling_xlm_roberta_imbert import (
     IMXLMRobertaPreTrainedModel,
 )
 from .solvers_imbert import Anderson, FixedPoint, GradientDescent, Solution, ThetaMethod
+from .step_imbert import implicit_step
 
 
 try:

@@ -3,8 +3,8 @@
 The family's forwards take no keywords that they do not know. So what one forward shares reaches the encoder by way of
 `handed`, and the layers beside their relative positions, which the encoder hands on as they are.
 
-The connection stands in layers_imbert.py, once for all families. This file travels with every checkpoint of the family,
-and imports all that travel with it, so that older loaders copy them too.
+The connection stands once for all families, in layers_imbert.py and models_imbert.py. This file travels with every
+checkpoint of the family, and imports all that travel with it, so that older loaders copy them too.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,14 @@ from torch import Tensor
 from transformers.models.deberta_v2 import modeling_deberta_v2 as family
 
 from .configuration_imbert import IMDebertaV2Config
-from .gradients_imbert import implicit_step  # noqa: F401 - so that it travels, as the next ones
-from .layers_imbert import ImplicitLayer, ImplicitPreTrainedModel, LayerMap, Pass, handed_to, token_mask
+from .evaluations_imbert import FixedMap  # noqa: F401 - so that it travels, as the next ones
+from .gradients_imbert import Gradient  # noqa: F401
+from .layers_imbert import ImplicitLayer, LayerMap
+from .models_imbert import ImplicitPreTrainedModel
 from .outputs_imbert import with_statistics  # noqa: F401
+from .pass_imbert import Pass, handed_to, token_mask
 from .solvers_imbert import Solver  # noqa: F401
+from .step_imbert import implicit_step  # noqa: F401
 
 
 class IMDebertaV2Layer(ImplicitLayer, family.DebertaV2Layer):

@@ -3,8 +3,8 @@
 A layer of it adds what it computes to its input, with no norm behind: f(h) = F(h) - h is what it adds, and the family's
 own step is the explicit one, as the theory has it.
 
-The connection stands in layers_imbert.py, once for all families. This file travels with every checkpoint of the family,
-and imports all that travel with it, so that older loaders copy them too.
+The connection stands once for all families, in layers_imbert.py and models_imbert.py. This file travels with every
+checkpoint of the family, and imports all that travel with it, so that older loaders copy them too.
 """
 
 from typing import Any
@@ -19,10 +19,14 @@ if __version__.startswith("5.0."):
 from transformers.models.modernbert import modeling_modernbert as family
 
 from .configuration_imbert import IMModernBertConfig
-from .gradients_imbert import implicit_step  # noqa: F401 - so that it travels, as the next ones
-from .layers_imbert import ImplicitLayer, ImplicitPreTrainedModel, ImplicitSelfAttention
+from .evaluations_imbert import FixedMap  # noqa: F401 - so that it travels, as the next ones
+from .gradients_imbert import Gradient  # noqa: F401
+from .layers_imbert import ImplicitLayer, ImplicitSelfAttention
+from .models_imbert import ImplicitPreTrainedModel
 from .outputs_imbert import with_statistics  # noqa: F401
+from .pass_imbert import Pass  # noqa: F401
 from .solvers_imbert import Solver  # noqa: F401
+from .step_imbert import implicit_step  # noqa: F401
 
 
 class IMModernBertSelfAttention(ImplicitSelfAttention, family.ModernBertAttention): ...

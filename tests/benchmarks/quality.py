@@ -23,7 +23,7 @@ from imbert_hf.evaluation.cost.variants import GRADIENTS, Variant, last_layers, 
 from imbert_hf.evaluation.report import finite
 from imbert_hf.evaluation.stability.layers import PlainLayer
 from imbert_hf.evaluation.stability.spectrum import Map
-from imbert_hf.layers_imbert import SOLVERS, adjoint_solver
+from imbert_hf.pass_imbert import SOLVERS, adjoint_solver
 from imbert_hf.solvers_imbert import Relation, Solution, Solver, solve_to
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, Implicit, OneStep, Unrolled
-from imbert_hf.gradients_imbert import INITIAL_GUESSES
 from imbert_hf.solvers_imbert import VECTOR_FIELDS
+from imbert_hf.step_imbert import INITIAL_GUESSES
 
 
 SOLVERS = {"fixed_point": FixedPoint(), "anderson": Anderson(), "gradient_descent": GradientDescent(0.15)}

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imbert_hf import Anderson, FixedPoint, GradientDescent, Implicit, OneStep, Unrolled
-from imbert_hf.gradients_imbert import INITIAL_GUESSES
 from imbert_hf.solvers_imbert import VECTOR_FIELDS, Relation, _eliminate
+from imbert_hf.step_imbert import INITIAL_GUESSES
 
 
 SOLVERS = {

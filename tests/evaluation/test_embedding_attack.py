@@ -7,7 +7,7 @@ import pytest
 import torch
 from classifiers import WORDS, Linear, bert, classifier, imbert
 
-from imbert_hf import layers_imbert
+from imbert_hf import pass_imbert
 from imbert_hf.evaluation.attacks.ascent import (
     Ascent,
     ascend,
@@ -146,14 +146,14 @@ def test_an_honest_model_passes():
 
 
 def test_a_model_that_detaches_its_solves_is_caught(monkeypatch):
-    honest = layers_imbert.checked_step
+    honest = pass_imbert.checked_step
 
     def detached(layer, x, *rest):
         solution = honest(layer, x, *rest)
         return replace(solution, value=solution.value.detach() + 1e-3 * (x - x.detach()))
 
     plain = imbert(im_layers=[])
-    monkeypatch.setattr(layers_imbert, "checked_step", detached)
+    monkeypatch.setattr(pass_imbert, "checked_step", detached)
     _, failed = checks(imbert(), plain)
     assert "gradient" in failed
     assert {"large_radius", "transfer"} & set(failed)

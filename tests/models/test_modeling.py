@@ -11,7 +11,7 @@ import transformers
 from families import pair_of
 from tiny import PAIRS, imbert_config
 
-from imbert_hf import IMBertForSequenceClassification, layers_imbert
+from imbert_hf import IMBertForSequenceClassification, pass_imbert
 
 
 @pytest.mark.parametrize(
@@ -339,8 +339,8 @@ def test_a_graph_that_is_captured_reads_no_flag(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     flag = SimpleNamespace(device=torch.device("cuda"), is_cuda=True, is_meta=False)  # with nothing to read
     for _ in range(65):
-        layers_imbert._report_non_finite(flag)
-    assert flag.device not in layers_imbert._unread
+        pass_imbert._report_non_finite(flag)
+    assert flag.device not in pass_imbert._unread
 
 
 def test_the_second_derivative_is_refused_where_a_kernel_has_none():

@@ -21,7 +21,7 @@ from imbert_hf.evaluation.report import Journal, at_least, finite
 from imbert_hf.evaluation.stability.growth import connected, connections, growth
 from imbert_hf.evaluation.stability.solves import convergence, residual_history
 from imbert_hf.evaluation.stability.spectrum import Map, jacobian_norm, leading_eigenvalues, stability_function
-from imbert_hf.layers_imbert import SOLVERS
+from imbert_hf.pass_imbert import SOLVERS
 from imbert_hf.solvers_imbert import VECTOR_FIELDS, Solver
 
 
