@@ -161,6 +161,8 @@ class ImplicitConfig(PretrainedConfig):
     im_consistency: float = 0.0
 
     def __init_subclass__(cls, *args, **kwargs):
+        if "auto_map_of_family" in vars(cls):
+            cls.__doc__ = cls.__doc__ or _DOCUMENTATION.format(name=cls.__name__, plain=cls.__bases__[-1].__name__)
         if "__init__" not in vars(cls):  # transformers would write one, which sets every field for itself
             cls.__init__ = ImplicitConfig.__init__  # type: ignore[method-assign]
         super().__init_subclass__(*args, **kwargs)
@@ -276,6 +278,15 @@ class ImplicitConfig(PretrainedConfig):
         return {**config_dict, "model_type": cls.model_type}, kwargs
 
 
+_DOCUMENTATION = """{plain} with the fields of ImplicitConfig, which see. Every other argument is {plain}'s.
+
+Example:
+    >>> from imbert_hf import {name}
+    >>> {name}(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
+    frozenset({{4, 5}})
+"""
+
+
 def _auto_map(module: str, family: str, *heads: str) -> dict[str, str]:
     """What AutoX.from_pretrained(..., trust_remote_code=True) loads.
 
@@ -287,14 +298,6 @@ def _auto_map(module: str, family: str, *heads: str) -> dict[str, str]:
 
 
 class IMBertConfig(ImplicitConfig, BertConfig):
-    """BertConfig with the fields of ImplicitConfig, which see. Every other argument is BertConfig's.
-
-    Example:
-        >>> from imbert_hf import IMBertConfig
-        >>> IMBertConfig(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
-        frozenset({4, 5})
-    """
-
     model_type = "imbert"
     auto_map_of_family = _auto_map(
         "modeling_imbert", "IMBert", "PreTraining", "NextSentencePrediction", "MultipleChoice"
@@ -302,78 +305,30 @@ class IMBertConfig(ImplicitConfig, BertConfig):
 
 
 class IMRobertaConfig(ImplicitConfig, RobertaConfig):
-    """RobertaConfig with the fields of ImplicitConfig, which see. Every other argument is RobertaConfig's.
-
-    Example:
-        >>> from imbert_hf import IMRobertaConfig
-        >>> IMRobertaConfig(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
-        frozenset({4, 5})
-    """
-
     model_type = "imroberta"
     auto_map_of_family = _auto_map("modeling_roberta_imbert", "IMRoberta")
 
 
 class IMElectraConfig(ImplicitConfig, ElectraConfig):
-    """ElectraConfig with the fields of ImplicitConfig, which see. Every other argument is ElectraConfig's.
-
-    Example:
-        >>> from imbert_hf import IMElectraConfig
-        >>> IMElectraConfig(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
-        frozenset({4, 5})
-    """
-
     model_type = "imelectra"
     auto_map_of_family = _auto_map("modeling_electra_imbert", "IMElectra")
 
 
 class IMXLMRobertaConfig(ImplicitConfig, XLMRobertaConfig):
-    """XLMRobertaConfig with the fields of ImplicitConfig, which see. Every other argument is XLMRobertaConfig's.
-
-    Example:
-        >>> from imbert_hf import IMXLMRobertaConfig
-        >>> IMXLMRobertaConfig(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
-        frozenset({4, 5})
-    """
-
     model_type = "imxlm-roberta"
     auto_map_of_family = _auto_map("modeling_xlm_roberta_imbert", "IMXLMRoberta")
 
 
 class IMDistilBertConfig(ImplicitConfig, DistilBertConfig):
-    """DistilBertConfig with the fields of ImplicitConfig, which see. Every other argument is DistilBertConfig's.
-
-    Example:
-        >>> from imbert_hf import IMDistilBertConfig
-        >>> IMDistilBertConfig(n_layers=6, im_layers=[-1, -2]).implicit_layers
-        frozenset({4, 5})
-    """
-
     model_type = "imdistilbert"
     auto_map_of_family = _auto_map("modeling_distilbert_imbert", "IMDistilBert", "MultipleChoice")
 
 
 class IMModernBertConfig(ImplicitConfig, ModernBertConfig):
-    """ModernBertConfig with the fields of ImplicitConfig, which see. Every other argument is ModernBertConfig's.
-
-    Example:
-        >>> from imbert_hf import IMModernBertConfig
-        >>> IMModernBertConfig(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
-        frozenset({4, 5})
-    """
-
     model_type = "immodernbert"
     auto_map_of_family = _auto_map("modeling_modernbert_imbert", "IMModernBert", "MultipleChoice")
 
 
 class IMDebertaV2Config(ImplicitConfig, DebertaV2Config):
-    """DebertaV2Config with the fields of ImplicitConfig, which see. Every other argument is DebertaV2Config's.
-
-    Example:
-        >>> from imbert_hf import IMDebertaV2Config
-        >>> IMDebertaV2Config(num_hidden_layers=6, im_layers=[-1, -2]).implicit_layers
-        frozenset({4, 5})
-    """
-
     model_type = "imdeberta-v2"
     auto_map_of_family = _auto_map("modeling_deberta_v2_imbert", "IMDebertaV2", "MultipleChoice")
