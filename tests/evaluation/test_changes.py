@@ -1,5 +1,7 @@
 """Which letters of a text are marked as changed."""
 
+from itertools import pairwise
+
 import pytest
 
 
@@ -37,7 +39,7 @@ def test_what_is_marked(before, after, shown):
 def test_the_pieces_are_the_text_and_kinds_alternate(before, after):
     pieces = changes(before, after)
     assert "".join(piece for piece, _ in pieces) == after
-    assert all(one[1] != other[1] for one, other in zip(pieces, pieces[1:], strict=False))
+    assert all(one[1] != other[1] for one, other in pairwise(pieces))
     assert any(changed for _, changed in pieces) == (before != after and after != "")
 
 
