@@ -33,6 +33,7 @@ from imbert_hf.evaluation.report import (
     versions,
     write_csv,
     write_json,
+    write_text,
     write_whole,
 )
 from imbert_hf.evaluation.stability import command as stability
@@ -48,7 +49,12 @@ COMMANDS = {
 }
 
 
-FILES = {"output": (), "export": (), "plot": (".png", ".pdf", ".svg", ".jpg")}  # option -> suffixes; (): any
+FILES = {
+    "output": (),
+    "export": (),
+    "plot": (".png", ".pdf", ".svg", ".jpg"),
+    "html": (".html", ".htm"),
+}  # option -> suffixes; (): any
 
 
 class Once(argparse.Action):
@@ -132,6 +138,7 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
         "output": lambda path: write_json(path, {"settings": settings | machine, **report.data}),
         "export": lambda path: write_csv(path, report.pairs),
         "plot": lambda path: write_picture(path, report),
+        "html": lambda path: write_text(path, report.page()),
     }
     path = None
     try:

@@ -35,12 +35,14 @@ class Report:
         text: what is printed, tables and warnings.
         figure: draws the picture.
         pairs: rows of the table that --export writes.
+        page: makes the HTML that --html writes.
     """
 
     data: dict[str, Any]
     text: str
     figure: Callable[[], Figure] | None = None
     pairs: Sequence[dict[str, Any]] = ()
+    page: Callable[[], str] = str
 
 
 # A part's key and what computes it -> its value, new or kept.
@@ -185,7 +187,7 @@ def check_overwritten(files: dict[str, Path], settings: dict[str, Any]) -> None:
                 f"--output {path} is there, and no result of this program; --overwrite replaces it."
             ) from None
         for name, value in json.loads(json.dumps(settings)).items():
-            if name not in ("output", "export", "plot", "quiet") and found.get(name) != value:
+            if name not in ("output", "export", "plot", "html", "quiet") and found.get(name) != value:
                 known = reprlib.repr(found.get(name))  # which cuts what is long
                 raise ValueError(f"--output {path} is a result of another {name}, {known}; --overwrite replaces it.")
     for name, path in there.items():
@@ -209,7 +211,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     # Without NaN, which is no JSON: what could not be measured is null.
-    _write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -218,10 +220,10 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, rows[0], quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write_text(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     if path == STANDARD_OUTPUT:
         print(text, end="", flush=True)
     else:

@@ -6,10 +6,12 @@ import argparse
 import re
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from imbert_hf.evaluation import report
 from imbert_hf.evaluation.advglue.scores import collapse_warnings
 from imbert_hf.evaluation.check.measures import (
     ATTACKS,
@@ -23,6 +25,7 @@ from imbert_hf.evaluation.check.measures import (
     exported,
     measure_model,
 )
+from imbert_hf.evaluation.check.page import page
 from imbert_hf.evaluation.data.arguments import (
     add_attack_arguments,
     add_model_arguments,
@@ -45,6 +48,12 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_attack_arguments(parser)
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE.html",
+        help="table, picture and texts before and after as one page to hand on",
+    )
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
         "--budget",
@@ -86,9 +95,9 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         "task": task.name,
     }
     made = []
-    if args.export is not None:
+    if args.export is not None or args.html is not None:
         made = [row for c in classifiers for row in exported(c, chosen, found[c.name], args.seed)]
-    return Report(data, text(data), lambda: figure(data), made)
+    return Report(data, text(data), lambda: figure(data), made, lambda: html(data, made))
 
 
 def parse_budget(text: str) -> float:
@@ -134,12 +143,15 @@ WORDS = {
 
 def text(data: dict[str, Any]) -> str:
     """The table, what it leaves out, and in words what is resolved."""
+    about, rest = paragraphs(data)
+    return explained([about, table([columns(entry) for entry in data["results"]]), *rest], WORDS)
+
+
+def paragraphs(data: dict[str, Any]) -> tuple[str, list[str]]:
+    """What stands above the table and below it."""
     rows = data["rows"]
     counts = f"{rows['asked']} of {rows['of']} rows of {data['task']}, {rows['attacked']} of them attacked"
-    parts = [
-        f"{counts}; accuracy in percent, with 95 % intervals",
-        table([columns(entry) for entry in data["results"]]),
-    ]
+    parts = []
     if rows["budget"] and rows["attacked"] == LEAST < rows["of"]:
         parts.append(
             f"The budget of {rows['budget']} paid for no more than the least number of rows to attack, {LEAST}, or not "
@@ -155,7 +167,7 @@ def text(data: dict[str, Any]) -> str:
     if pairs:
         parts.append("About one comparison in twenty looks resolved by chance alone.")
     parts += [verdict([c for c in data["comparisons"] if (c["a"], c["b"]) == pair]) for pair in pairs]
-    return explained(parts, WORDS)
+    return f"{counts}; accuracy in percent, with 95 % intervals", parts
 
 
 def columns(entry: dict[str, Any]) -> dict[str, Any]:
@@ -179,6 +191,13 @@ def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
     if open_ones := [c["measure"] for c in comparisons if not c["resolved"]]:
         said.append(f"Not resolved between {a} and {b}: {', '.join(open_ones)}.")
     return " ".join(said)
+
+
+def html(data: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> str:
+    about, rest = paragraphs(data)
+    rows = [columns(entry) for entry in data["results"]]
+    words = {word: meaning for word, meaning in (WORDS | report.WORDS).items() if word in rows[0]}
+    return page(f"imbert-eval check: {data['task']}", about, rows, words, rest, figure(data), pairs)
 
 
 def figure(data: dict[str, Any]) -> Figure:
