@@ -57,6 +57,14 @@ class IMDebertaV2Layer(ImplicitLayer, family.DebertaV2Layer):
         return y, attentions[-1] if attentions else None
 
 
+class IMDebertaV2Conv(family.ConvLayer):
+    """Of the encoder's input, beside layer 0: the same for both branches of im_consistency that this one hands on."""
+
+    def forward(self, hidden_states: Tensor, residual_states: Tensor, input_mask: Tensor) -> Tensor:
+        branches = residual_states.view(-1, *hidden_states.shape)  # one, or two
+        return super().forward(hidden_states, branches, input_mask).flatten(0, 1)
+
+
 class IMDebertaV2Encoder(family.DebertaV2Encoder):
     layer: Any
 
@@ -78,6 +86,7 @@ class IMDebertaV2PreTrainedModel(ImplicitPreTrainedModel, family.DebertaV2PreTra
     _no_split_modules = ["DebertaV2Embeddings", "IMDebertaV2Layer"]  # noqa: RUF012 - the family declares none
     implicit_classes = {  # noqa: RUF012
         family.DebertaV2Layer: IMDebertaV2Layer,
+        family.ConvLayer: IMDebertaV2Conv,
         family.DebertaV2Encoder: IMDebertaV2Encoder,
     }
 

@@ -14,7 +14,7 @@ FAMILIES = {
     "Roberta": ROBERTA,
     "Electra": {"embedding_size": 16},
     "XLMRoberta": ROBERTA,
-    # As the published v3 has it, but for its size.
+    # As the published v3 has it, but for its size, and with the convolution of the larger v2.
     "DebertaV2": {
         "type_vocab_size": 0,
         "relative_attention": True,
@@ -24,6 +24,7 @@ FAMILIES = {
         "pos_att_type": ["p2c", "c2p"],
         "max_relative_positions": -1,
         "position_biased_input": False,
+        "conv_kernel_size": 3,
     },
     "DistilBert": {"hidden_dim": 48},
     "ModernBert": {"pad_token_id": 0, "local_attention": 4, "attention_dropout": 0.1, "mlp_dropout": 0.1},

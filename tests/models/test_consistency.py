@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from families import FAMILIES, MODELS, ROUNDING, base_of, family_of, inputs_for, pair_of
+from families import FAMILIES, MODELS, OTHERS, ROUNDING, base_of, family_of, inputs_for, pair_of
 from tiny import GRADIENTS, NO_DROPOUT, PAIRS, SOLVERS, imbert_config, imbert_model, lively
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
 from transformers.models.bert.modeling_bert import BertLayer
@@ -154,9 +154,11 @@ HEAD = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_every_head(name, batch):
-    _, model = pair_of(name, im_consistency=WEIGHT, im_layers=[1])
+@pytest.mark.parametrize(
+    ("name", "layers"), [*((name, [1]) for name in HEADS), *((f"{f}ForSequenceClassification", "all") for f in OTHERS)]
+)
+def test_every_head(name, layers, batch):
+    _, model = pair_of(name, im_consistency=WEIGHT, im_layers=layers)
     inputs = inputs_for(name, batch)
     if name.endswith(("TokenClassification", "MaskedLM", "PreTraining")):
         inputs["labels"] = inputs["labels"].clone().index_fill(1, torch.tensor([1, 4]), -100)
