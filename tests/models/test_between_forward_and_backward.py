@@ -105,6 +105,8 @@ def make(solver, gradient, layers=2, family="Bert", **kwargs):
     model = lively(getattr(library, f"{prefix}{family}Model")(config)).train()
     if hasattr(model, "pooler"):
         model.pooler = None
+    if hasattr(model, "final_norm"):  # of ModernBERT; no checkpoint holds it
+        model.final_norm = nn.Identity()
     model.hook = parts_of(model)[1].register_forward_hook(lambda module, args, output: 0.7 * output)
     return model
 
@@ -161,8 +163,8 @@ OF_A_LAYER = [change for change in CHANGES if change not in ("a cut list of laye
 def test_under_a_checkpoint_becomes_of_it_what_becomes_of_bert(way, change, family, pairs, batch):
     """Of one layer, whose input a change does not change: an error, the old gradient, that of a model changed before,
     or, where a checkpoint mixes the two, neither."""
-    if way == "reentrant checkpoint" and family in ("DebertaV2", "ModernBert"):
-        pytest.skip("fails in DeBERTa's own class, whatever changes; open for ModernBERT")
+    if way == "reentrant checkpoint" and family == "DebertaV2":
+        pytest.skip("fails in DeBERTa's own class, whatever changes")
     batch = inputs_for(f"{family}Model", batch)
 
     def outcome(solver, gradient):

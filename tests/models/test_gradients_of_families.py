@@ -71,11 +71,16 @@ def test_few_iterations_and_their_gradients(family, solver, gradient, batch):
     compare(of_plain(family, batch, solver, gradient, FEW), family, batch, solver, gradient, FEW)
 
 
-# Gradient descent has not converged in ELECTRA's layers after so many.
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "Electra"])
+DESCENT = [("gradient_descent", "unrolled"), ("gradient_descent", "implicit")]
+# One rate of gradient descent does not serve all. ModernBERT's float32 within float64 leaves steps of anderson that are
+# rounding alone, and unrolled differentiates them.
+LEFT_OUT = {"Electra": DESCENT, "ModernBert": [*DESCENT, ("anderson", "unrolled")]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_solution_and_its_gradient(family, batch):
     """By the implicit function theorem, with the whole Jacobian of each layer; whatever led there."""
     expected = of_plain(family, batch, "fixed_point", "implicit", MANY)
     for solver, gradient in PAIRS:
-        if gradient != "one_step":
+        if gradient != "one_step" and (solver, gradient) not in LEFT_OUT.get(family, ()):
             compare(expected, family, batch, solver, gradient, MANY)
