@@ -13,8 +13,8 @@ from imbert_hf.evaluation.data.tasks import find_task
 WORDS = [f"w{i}" for i in range(TINY["vocab_size"] - 5)]
 
 
-def tokenizer():
-    return tokenizer_of(WORDS, model_max_length=64)
+def tokenizer(**kwargs):
+    return tokenizer_of(WORDS, model_max_length=64, **kwargs)
 
 
 def labelled(labels):

@@ -1,9 +1,10 @@
-"""Every pipeline that transformers has for a head of BERT, opened by task name from a folder, as users do.
+"""Every pipeline that transformers has for a head of a family, opened by task name from a folder, as users do.
 
-Without an implicit layer it answers exactly what it answers for plain BERT; with the implicit connection it answers
-something else, and the same for a text alone as in a batch.
+Without an implicit layer it answers exactly what it answers for the plain family; with the implicit connection it
+answers something else, and the same for a text alone as in a batch.
 """
 
+import inspect
 import json
 import numbers
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 import transformers
 from classifiers import WORDS, labelled, tokenizer
-from tiny import bert_config, lively
+from families import FAMILIES, config_of
+from tiny import lively
 from transformers import pipeline
 
 import imbert_hf
@@ -40,16 +42,24 @@ CONNECTIONS = {
 }
 
 
-def save_both(folder, head, **config):
-    """The folders of a BERT and of an IM-BERT with its weights, each with a tokenizer."""
+def connections_of(family):
+    """Of others than BERT the default: where ELECTRA's layers do not converge, Anderson enlarges rounding errors."""
+    return CONNECTIONS.values() if family == "Bert" else [CONNECTIONS["fixed_point"]]
+
+
+def save_both(folder, name, **config):
+    """The folders of a plain model, such as BertModel, and of its implicit one with these weights and a tokenizer."""
+    tokens = tokenizer()
     torch.manual_seed(0)
-    bert = lively(getattr(transformers, f"Bert{head}")(bert_config(**config)))
-    bert.save_pretrained(folder / "bert")
-    model = getattr(imbert_hf, f"IMBert{head}").from_pretrained(folder / "bert", im_layers="all")
-    model.save_pretrained(folder / "imbert")
-    for name in ("bert", "imbert"):
-        tokenizer().save_pretrained(folder / name)
-    return folder / "bert", folder / "imbert"
+    model = lively(getattr(transformers, name)(config_of(name, pad_token_id=tokens.pad_token_id, **config)))
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:  # as the family's own tokenizer has it
+        tokens = tokenizer(model_input_names=["input_ids", "attention_mask"])
+    model.save_pretrained(folder / "plain")
+    implicit = getattr(imbert_hf, f"IM{name}").from_pretrained(folder / "plain", im_layers="all")
+    implicit.save_pretrained(folder / "implicit")
+    for kind in ("plain", "implicit"):
+        tokens.save_pretrained(folder / kind)
+    return folder / "plain", folder / "implicit"
 
 
 def assert_alike(actual, expected, tolerance, where="answer"):
@@ -70,7 +80,7 @@ def assert_alike(actual, expected, tolerance, where="answer"):
 
 def test_pairs_keep_their_token_types_with_and_without_the_package(tmp_path, run_stranger):
     """A tokenizer opened by a model type that transformers does not know forgets them, and the answers are others."""
-    bert, imbert = save_both(tmp_path, "ForSequenceClassification", **NLI)
+    bert, imbert = save_both(tmp_path, "BertForSequenceClassification", **NLI)
     pair = ("w1 w2", "w3 w4")
     expected = dict(transformers.AutoTokenizer.from_pretrained(bert)(*pair))
     assert dict(transformers.AutoTokenizer.from_pretrained(imbert)(*pair)) == expected
@@ -88,9 +98,10 @@ print(json.dumps([dict(tokenizer{pair}), pipe("w1 w2", candidate_labels=["w3", "
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_pipeline(task, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pipeline(family, task, tmp_path):
     head, config, texts, call = TASKS[task]
-    bert, imbert = save_both(tmp_path, head, **config)
+    plain, implicit = save_both(tmp_path, f"{family}{head}", **config)
 
     def answers(pipe):
         alone = [pipe(text, **call) for text in texts]
@@ -99,28 +110,28 @@ def test_a_pipeline(task, tmp_path):
             return alone, [[b[0][: len(a[0])]] for a, b in zip(alone, batched, strict=True)]
         return alone, pipe(texts, batch_size=3, **call)
 
-    pipe = pipeline(task, model=str(bert), device="cpu")
-    assert type(pipe.model).__name__ == f"Bert{head}"
-    plain = answers(pipe)
-    pipe = pipeline(task, model=str(imbert), device="cpu", model_kwargs={"im_layers": []})
-    assert type(pipe.model).__name__ == f"IMBert{head}"
-    assert_alike(answers(pipe), plain, 0)
-    for connection in CONNECTIONS.values():
+    pipe = pipeline(task, model=str(plain), device="cpu")
+    assert type(pipe.model).__name__ == f"{family}{head}"
+    expected = answers(pipe)
+    pipe = pipeline(task, model=str(implicit), device="cpu", model_kwargs={"im_layers": []})
+    assert type(pipe.model).__name__ == f"IM{family}{head}"
+    assert_alike(answers(pipe), expected, 0)
+    for connection in connections_of(family):
         for name, value in {"im_layers": "all", "im_tolerance": 0.0, **connection}.items():
             setattr(pipe.model.config, name, value)  # read at every forward
         alone, batched = answers(pipe)
         assert_alike(batched, alone, 1e-4 if connection.get("im_solver") == "gradient_descent" else 1e-5)
         with pytest.raises(AssertionError):
-            assert_alike(alone, plain[0], 1e-4)
+            assert_alike(alone, expected[0], 1e-4)
 
 
 def best_span(model, question, context, padding=False, max_words=5):
     """The most probable answer and the logit of its span: extractive question answering as BERT does it."""
-    tokens = tokenizer()
+    tokens = transformers.AutoTokenizer.from_pretrained(model.name_or_path)
     inputs = tokens(question, context, return_tensors="pt", padding="max_length" if padding else False)
     with torch.no_grad():
         outputs = model(**inputs)
-    in_context = inputs["token_type_ids"][0].bool() & (inputs["input_ids"][0] != tokens.sep_token_id)
+    in_context = torch.tensor([sequence == 1 for sequence in inputs.sequence_ids()])
     start = outputs.start_logits[0].masked_fill(~in_context, -torch.inf)
     end = outputs.end_logits[0].masked_fill(~in_context, -torch.inf)
     scores = start[:, None] + end
@@ -130,18 +141,19 @@ def best_span(model, question, context, padding=False, max_words=5):
     return tokens.decode(inputs["input_ids"][0, i : j + 1]), scores[i, j].item()
 
 
-def test_question_answering(tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_question_answering(family, tmp_path):
     """By hand: its pipeline is gone from transformers."""
-    bert, imbert = save_both(tmp_path, "ForQuestionAnswering")
+    plain, implicit = save_both(tmp_path, f"{family}ForQuestionAnswering")
     question, context = "w1 w2", " ".join(WORDS[10:30])
-    plain = best_span(transformers.AutoModelForQuestionAnswering.from_pretrained(bert), question, context)
     auto = transformers.AutoModelForQuestionAnswering
-    assert best_span(auto.from_pretrained(imbert, im_layers=[]), question, context) == plain
-    assert plain[0] in context
-    for connection in CONNECTIONS.values():
-        model = auto.from_pretrained(imbert, **connection)
+    expected = best_span(auto.from_pretrained(plain), question, context)
+    assert best_span(auto.from_pretrained(implicit, im_layers=[]), question, context) == expected
+    assert expected[0] in context
+    for connection in connections_of(family):
+        model = auto.from_pretrained(implicit, **connection)
         alone, padded = (best_span(model, question, context, padding) for padding in (False, True))
         assert alone[0] == padded[0]
         assert alone[0] in context
         assert alone[1] == pytest.approx(padded[1], abs=1e-4)
-        assert alone[1] != pytest.approx(plain[1], abs=1e-3)
+        assert alone[1] != pytest.approx(expected[1], abs=1e-3)
