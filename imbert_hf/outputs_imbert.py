@@ -40,7 +40,8 @@ def with_statistics(family_output: type) -> Any:
     return OUTPUTS[family_output]
 
 
-# By these names they are pickled.
+# By these names they are pickled, and a compiler, which can make no class, finds them.
+IMBaseModelOutput = with_statistics(outputs.BaseModelOutput)
 IMBaseModelOutputWithPoolingAndCrossAttentions = with_statistics(outputs.BaseModelOutputWithPoolingAndCrossAttentions)
 IMBaseModelOutputWithPastAndCrossAttentions = with_statistics(outputs.BaseModelOutputWithPastAndCrossAttentions)
 IMBertForPreTrainingOutput = with_statistics(BertForPreTrainingOutput)

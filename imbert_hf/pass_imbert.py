@@ -4,9 +4,9 @@ This file travels with every checkpoint: it imports torch, the standard library 
 """
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -42,21 +42,27 @@ _eagerly = torch.compiler.disable(checked_step)
 NO_PIECES = not hasattr(torch.compiler, "is_exporting")
 
 
-# What a model hands to a part of it whose forward takes no keywords that it does not know: the part, and those.
-_handed: ContextVar[tuple[Any, dict[str, Any]]] = ContextVar("im_handed", default=(None, {}))
+class _Handed(threading.local):  # no ContextVar: a compiler breaks the graph there
+    """What a model hands to a part of it whose forward takes no keywords that it does not know: the part, and those."""
+
+    now: tuple[Any, dict[str, Any]] = (None, {})
+
+
+_handed = _Handed()
 
 
 @contextlib.contextmanager
 def handed(part: Any, **keywords: Any) -> Iterator[None]:
-    token = _handed.set((part, keywords))
+    found = _handed.now
+    _handed.now = part, keywords
     try:
         yield
     finally:
-        _handed.reset(token)
+        _handed.now = found
 
 
 def handed_to(part: Any) -> dict[str, Any]:
-    known, keywords = _handed.get()
+    known, keywords = _handed.now
     return keywords if known is part else {}
 
 

@@ -55,12 +55,17 @@ def config_of(name, **kwargs):
     return getattr(transformers, f"{family}Config")(**{**TINY, **FAMILIES[family], **kwargs})
 
 
-def pair_of(name, **kwargs):
-    """A model of transformers, such as BertModel, and its implicit one with the same weights; fields of the latter."""
+def model_of(name, **kwargs):
+    """A lively model, implicit where `name` has IM before it; fields of its config."""
     with torch.random.fork_rng():  # the same weights whatever ran before
         torch.manual_seed(0)
-        plain = lively(getattr(transformers, name)(config_of(name))).eval()
-        model = getattr(imbert_hf, f"IM{name}")(config_of(f"IM{name}", **kwargs)).eval()
+        library = imbert_hf if name.startswith("IM") else transformers
+        return lively(getattr(library, name)(config_of(name, **kwargs))).eval()
+
+
+def pair_of(name, **kwargs):
+    """A model of transformers, such as BertModel, and its implicit one with the same weights; fields of the latter."""
+    plain, model = model_of(name), model_of(f"IM{name}", **kwargs)
     model.load_state_dict(plain.state_dict())
     return plain, model
 

@@ -11,7 +11,7 @@ from tiny import lively
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import imbert_hf
-from imbert_hf import IMBertForSequenceClassification
+from imbert_hf import IMBertForSequenceClassification, outputs_imbert
 from imbert_hf.evaluation.data.loading import layers_of
 from imbert_hf.evaluation.stability.layers import PlainLayer
 
@@ -110,6 +110,7 @@ def test_forward_takes_and_returns_what_the_family_does_and_the_statistics(name,
     outputs, expected = model(**kwargs), plain(**kwargs)
     # ELECTRA's model declares this class and returns one with a cache, which is of no use here.
     assert isinstance(outputs, type(expected))
+    assert getattr(outputs_imbert, type(outputs).__name__) is type(outputs)  # by this name it is pickled
     assert list(outputs) == list(expected)
     assert outputs.im_residuals is None
     assert outputs.im_iterations_used is None

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from families import FAMILIES, OTHERS, model_of
 from tiny import NO_DROPOUT, PAIRS, SOLVERS, bert_config, imbert_config, lively
 from torch._dynamo.exc import Unsupported
 from transformers import BertForSequenceClassification
@@ -28,9 +29,9 @@ def compiled(model, backend="aot_eager", **options):
 
 
 @functools.cache
-def why_bert_is_not_one_graph() -> str:
-    """What torch says of the plain BERT, which an old torch cannot compile as one graph; else nothing."""
-    model = lively(BertForSequenceClassification(bert_config(num_hidden_layers=1))).eval()
+def why_not_one_graph(family="Bert") -> str:
+    """What torch says of the plain family, where it cannot compile it as one graph; else nothing."""
+    model = model_of(f"{family}ForSequenceClassification", num_hidden_layers=1)
     ids = torch.tensor([[3, 4, 5]])
     try:
         with torch.no_grad():
@@ -40,15 +41,24 @@ def why_bert_is_not_one_graph() -> str:
     return ""
 
 
-def compiled_whole(model, **options):
-    """As one graph where plain BERT is one; elsewhere in pieces, whose numbers must be right all the same."""
-    return compiled(model, fullgraph=not why_bert_is_not_one_graph(), **options)
+def compiled_whole(model, family="Bert", **options):
+    """As one graph where the plain family is one; elsewhere in pieces, whose numbers must be right all the same."""
+    return compiled(model, fullgraph=not why_not_one_graph(family), **options)
 
 
-def test_plain_bert_is_one_graph():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plain_family_is_one_graph(family):
     """If not, the tests below say nothing of graphs."""
-    if why := why_bert_is_not_one_graph():
-        pytest.skip(f"torch {torch.__version__} breaks the graph of transformers' BERT: {why}")
+    if why := why_not_one_graph(family):
+        pytest.skip(f"torch {torch.__version__} breaks the graph of transformers' {family}: {why}")
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_inference_of_every_family_is_one_graph(family, batch):
+    model = model_of(f"IM{family}ForSequenceClassification", num_hidden_layers=1, im_iterations=2)
+    with torch.no_grad():
+        found = compiled_whole(model, family)(**batch)
+        torch.testing.assert_close(found.logits, model(**batch).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-2])
