@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES, model_of
 from tiny import NO_DROPOUT, bert_config, imbert_model
 from training import OF_THE_TRAINER, Rows
 from transformers import (
@@ -17,6 +18,8 @@ from transformers import (
     TrainingArguments,
     default_data_collator,
 )
+
+from imbert_hf.evaluation.data.loading import layers_of
 
 
 pytest.importorskip("accelerate")
@@ -200,39 +203,44 @@ def test_layerwise_learning_rates(tmp_path):
         torch.testing.assert_close(after, before - rate * before.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
+def classifier_of(family):
+    return model_of(f"IM{family}ForSequenceClassification")
+
+
 RESUMED = {"max_steps": 6, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2}
 
 
-def die_in_the_middle_of_a_step(folder):
+def die_in_the_middle_of_a_step(family, folder):
     """What the child runs: killed in step 4, in its second batch, in the second iteration of the last layer's solve."""
-    model = imbert_model()
+    model = classifier_of(family)
     trainer = trainer_of(model, folder, **RESUMED)
-    output = model.bert.encoder.layer[-1].output
-    forward, calls = output.forward, [0]
+    attention = layers_of(model)[-1].im_attention
+    forward, calls = attention.forward, [0]
 
-    def count(*args):
+    def count(*args, **kwargs):
         calls[0] += trainer.state.global_step == 3
-        # With implicit gradients a batch evaluates a layer four times in forward, and once in backward.
+        # With implicit gradients a batch evaluates a layer five times in forward, and never in backward.
         if calls[0] == 5 + 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return forward(*args)
+        return forward(*args, **kwargs)
 
-    output.forward = count
+    attention.forward = count
     trainer.train()
 
 
+@pytest.mark.parametrize("family", [family for family in ("Bert", "DebertaV2", "ModernBert") if family in FAMILIES])
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is of POSIX")
-def test_a_run_killed_in_the_middle_of_a_step_resumes_to_the_same_weights(tmp_path):
+def test_a_run_killed_in_the_middle_of_a_step_resumes_to_the_same_weights(family, tmp_path):
     """Bit for bit, with dropout, which the solve draws once and replays, and batches in random order."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    code = f"from test_trainer import *; die_in_the_middle_of_a_step({str(tmp_path / 'killed')!r})"
+    code = f"from test_trainer import *; die_in_the_middle_of_a_step({family!r}, {str(tmp_path / 'killed')!r})"
     child = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, capture_output=True, timeout=300
     )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()[-3000:]
     assert [path.name for path in (tmp_path / "killed").iterdir()] == ["checkpoint-2"]
-    expected = trained(imbert_model(), tmp_path / "whole", **RESUMED)
-    model = imbert_model()
+    expected = trained(classifier_of(family), tmp_path / "whole", **RESUMED)
+    model = classifier_of(family)
     steps = []
     model.register_forward_pre_hook(lambda *_: steps.append(trainer.state.global_step))
     trainer = trainer_of(model, tmp_path / "killed", **RESUMED)
