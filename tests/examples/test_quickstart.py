@@ -12,7 +12,7 @@ import pytest
 import quickstart
 import torch
 from tiny import bert_config, imbert_config, refused, tokenizer_of
-from transformers import BertForSequenceClassification
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 
 SCRIPT = Path(quickstart.__file__)
@@ -150,6 +150,10 @@ def test_model_of_ones_own(tiny, tmp_path, run_stranger):
     code = "\n".join(["import os; os.chdir(source)", *lines, "print(type(model).__name__, len(tokenizer))"])
     loaded = run_stranger(code, work, "-", modules=tmp_path / "modules")
     assert loaded.startswith("IMBertForSequenceClassification ")
+    bert = work / "outputs/quickstart/bert"
+    model, tokenizer = BertForSequenceClassification.from_pretrained(bert), AutoTokenizer.from_pretrained(bert)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert len(tokenizer) == model.config.vocab_size
 
 
 def main(monkeypatch, *arguments):
