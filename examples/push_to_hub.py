@@ -4,9 +4,10 @@
     hf auth login  # or HF_TOKEN in the environment
 
     python examples/push_to_hub.py outputs/sst2-im-bert --repo_id my-name/imbert-sst2 --private
+    python examples/push_to_hub.py --space --repo_id my-name/imbert --private  # the page of examples/space
 
 The folder is loaded first, and only read: what would not open is not sent, and after an error the same command tries
-again.
+again. A Space is not run first: its code is parsed, and what its README.md and requirements.txt name must be there.
 
 It exits with 0 when done, with 1 where the Hub refused or could not be reached, and with 2 for wrong arguments or a
 folder that would not open.
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, metadata_load
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
@@ -34,6 +35,9 @@ SENT = [
     *("README.md", "config.json", "*_imbert.py", "model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
 ]
+SENT_OF_SPACE = ["README.md", "requirements.txt", "*.py", "*.png", "*.jsonl"]
+PAGE = Path(__file__).with_name("space")
+BESIDE = ("quickstart.py", "reviews.jsonl")  # of a Space: from the folder above it where it has none of its own
 
 USAGE = """import torch
 from transformers import {auto_class}, AutoTokenizer
@@ -83,6 +87,43 @@ def check(folder: Path) -> str:
     return auto_class
 
 
+def check_space(folder: Path) -> None:
+    """Reads what will be sent as a Space. Raises ValueError where something is missing or does not compile."""
+    files = files_of_space(folder)
+    for name in ("README.md", "requirements.txt", *BESIDE):
+        if name not in files:
+            raise ValueError(f"{folder} holds no {name}.")
+    try:
+        told = metadata_load(files["README.md"]) or {}
+    except Exception as error:  # of YAML
+        raise ValueError(f"the front matter of {files['README.md']} cannot be read: {first_line(error)}") from None
+    if told.get("sdk") != "gradio" or not told.get("sdk_version"):
+        wanted = "sdk must be gradio, and sdk_version its release"
+        raise ValueError(f"{files['README.md']}: {wanted}, got {told.get('sdk')} and {told.get('sdk_version')}.")
+    if told.get("app_file") not in files:
+        raise ValueError(f"{files['README.md']}: app_file must be one of the files, got {told.get('app_file')}.")
+    requirements = files["requirements.txt"]
+    for line in requirements.read_text(encoding="utf-8").splitlines():
+        if "OWNER" in line:
+            raise ValueError(f"{requirements}: put the repository's address into this line first: {line}")
+    for name, path in files.items():
+        if name.endswith(".py"):
+            try:
+                ast.parse(path.read_text(encoding="utf-8"))
+            except (SyntaxError, ValueError) as error:
+                raise ValueError(f"{path} does not compile: {first_line(error).rstrip('.')}.") from None
+
+
+def files_of_space(folder: Path) -> dict[str, Path]:
+    """By their names in the Space."""
+    beside = {name: folder.resolve().parent / name for name in BESIDE}
+    return {name: path for name, path in beside.items() if path.is_file()} | files_of(folder, SENT_OF_SPACE)
+
+
+def files_of(folder: Path, patterns: list[str]) -> dict[str, Path]:
+    return {path.name: path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+
+
 def check_code(folder: Path, config: Any) -> None:
     """Refuses code that lacks a file or a name, or does not compile. It is read and not run: imbert_hf is there."""
     if PreTrainedConfig.get_config_dict(folder)[0].get("auto_map") != config.auto_map:
@@ -116,20 +157,22 @@ def auto_class_of(folder: Path, config: Any) -> str:
 
 def push(args: argparse.Namespace) -> Any:
     """The commit's CommitInfo. Raises ValueError where the Hub refuses or cannot be reached."""
+    files = files_of_space(args.folder) if args.space else files_of(args.folder, SENT)
+    kind: Any = {"repo_type": "space" if args.space else "model"}
+    sdk: Any = {"space_sdk": "gradio"} if args.space else {}
     try:
         api = HfApi(token=args.token)
-        repo_id = api.create_repo(args.repo_id, private=args.private or None, exist_ok=True).repo_id
-        if args.private and api.model_info(repo_id).private is False:
+        repo_id = api.create_repo(args.repo_id, private=args.private or None, exist_ok=True, **kind, **sdk).repo_id
+        if args.private and api.repo_info(repo_id, **kind).private is False:
             raise ValueError("it exists and is public, which --private does not change")
         if args.revision is not None:
-            api.create_branch(repo_id, branch=args.revision, exist_ok=True)
-        return api.upload_folder(
+            api.create_branch(repo_id, branch=args.revision, exist_ok=True, **kind)
+        return api.create_commit(
             repo_id=repo_id,
-            folder_path=args.folder,
-            allow_patterns=SENT,
-            ignore_patterns=["*/*"],
+            operations=[CommitOperationAdd(name, path) for name, path in sorted(files.items())],
             revision=args.revision,
             commit_message=args.commit_message,
+            **kind,
         )
     except (OSError, RuntimeError, ValueError, HTTPError) as error:
         # Of an upload the reason stands in the cause.
@@ -157,24 +200,34 @@ def usage(auto_class: str, repo_id: str, commit: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("push_to_hub.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of save_pretrained: model, tokenizer and README.md")
+    parser.add_argument("folder", type=Path, nargs="?", help="of save_pretrained: model, tokenizer and README.md")
+    parser.add_argument("--space", action="store_true", help=f"send a page instead (default folder: {PAGE.name})")
     parser.add_argument("--repo_id", required=True, help="NAME/REPO; made where it does not exist")
     parser.add_argument("--private", action="store_true", help="where it is made; refused where it is public")
     parser.add_argument("--revision", help="branch to commit to, made where it does not exist (default: main)")
-    parser.add_argument("--commit_message", default="Upload model, tokenizer and card")
+    parser.add_argument("--commit_message", help="(default: what is sent)")
     parser.add_argument("--token", help="better HF_TOKEN or hf auth login: other users see the words of a command")
     args = parser.parse_args(argv)
     if args.token is not None and not re.fullmatch(r"[!-~]+", args.token):  # an HTTP error would quote it
         parser.error("--token must be printable ASCII without spaces or line ends.")
+    args.folder = args.folder or (PAGE if args.space else None)
+    if args.folder is None:
+        parser.error("give the folder of save_pretrained, or --space.")
+    args.commit_message = args.commit_message or f"Upload {'page' if args.space else 'model, tokenizer and card'}"
     try:
-        auto_class = check(args.folder)
+        if args.space:
+            check_space(args.folder)
+        else:
+            auto_class = check(args.folder)
     except ValueError as error:
         parser.error(str(error))
     try:
         commit = push(args)
     except ValueError as error:
         sys.exit(f"push_to_hub.py: error: {' '.join(str(error).split())}")
-    print(f"{commit.repo_url}\n\n{usage(auto_class, commit.repo_url.repo_id, commit.oid)}")
+    print(commit.repo_url)
+    if not args.space:
+        print(f"\n{usage(auto_class, commit.repo_url.repo_id, commit.oid)}")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ BREAK = "break"  # a fault: the connection is closed when half of the request ha
 
 @dataclass
 class Repo:
-    """Attributes: commits, name -> path -> bytes, in order; branches, name -> its last commit."""
+    """Attributes: commits, name -> path -> bytes, in order; branches, name -> its last commit; sdk, of a Space."""
 
     private: bool
+    kind: str = "model"
+    sdk: str | None = None
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
 
@@ -107,6 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         what, answer, values = self._route()
         call = f"{self.command} {what}"
+        known, kind = self.server.repos.get(values.get("repo")), values.pop("type", None)
+        if known and kind and kind != known.kind + "s":  # models and spaces are apart
+            answer, values = _Handler._unknown, {}
         self.server.calls.append(call)
         fault = next(self.server.faults.get(call, iter(())), None)
         if fault == BREAK:
@@ -144,8 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
         repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
         known = repo in self.server.repos
         if not known:
-            self.server.repos[repo] = Repo(private=asked.get("visibility") == "private" or asked.get("private") is True)
-        self._json({"url": f"{self.server.url}/{repo}", "name": repo}, 409 if known else 200)
+            private = asked.get("visibility") == "private" or asked.get("private") is True
+            self.server.repos[repo] = Repo(private, asked.get("type") or "model", asked.get("sdk"))
+        self._json({"url": f"{self.server.url}/{self._path(repo)}", "name": repo}, 409 if known else 200)
 
     def _validate_yaml(self, body: bytes) -> None:
         self._json({"errors": [], "warnings": []})
@@ -190,7 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         name = self.server.repos[repo].commit(revision, sent)
         self.server.commits.append((repo, sorted(sent)))
-        self._json({"success": True, "commitOid": name, "commitUrl": f"{self.server.url}/{repo}/commit/{name}"})
+        self._json(
+            {"success": True, "commitOid": name, "commitUrl": f"{self.server.url}/{self._path(repo)}/commit/{name}"}
+        )
 
     def _resolve(self, body: bytes, repo: str, revision: str, path: str) -> None:
         if (commit := self._find(repo, revision)) is None:
@@ -215,6 +223,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _unknown(self, body: bytes) -> None:
         self._send(404, b"", {"X-Error-Code": "EntryNotFound" if "/tree/" in self.path else "RepoNotFound"})
+
+    def _path(self, repo: str) -> str:
+        return f"spaces/{repo}" if self.server.repos[repo].kind == "space" else repo
 
     def _find(self, repo: str, revision: str) -> str | None:
         """The commit that a revision names; where there is none, None, and that has been answered."""
@@ -253,16 +264,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 _REPO = "(?P<repo>[^/]+/[^/]+)"
 _REVISION = "(?P<revision>[^/]+)"
+_TYPE = "(?P<type>models|spaces)"
 # method, path, what the call is noted as, answer
 _ROUTES: list[tuple[str, str, str, Any]] = [
     ("POST", "/api/repos/create", "create", _Handler._create),
     ("POST", "/api/validate-yaml", "validate-yaml", _Handler._validate_yaml),
-    ("POST", f"/api/models/{_REPO}/preupload/{_REVISION}", "preupload", _Handler._preupload),
+    ("POST", f"/api/{_TYPE}/{_REPO}/preupload/{_REVISION}", "preupload", _Handler._preupload),
     ("POST", f"/{_REPO}[.]git/info/lfs/objects/batch", "LFS batch", _Handler._lfs_batch),
     ("PUT", "/upload/(?P<oid>.+)", "LFS file", _Handler._lfs_file),
     ("POST", "/verify/.+", "verify", _Handler._verify),
-    ("POST", f"/api/models/{_REPO}/branch/{_REVISION}", "branch", _Handler._branch),
-    ("POST", f"/api/models/{_REPO}/commit/{_REVISION}", "commit to {revision}", _Handler._commit),
+    ("POST", f"/api/{_TYPE}/{_REPO}/branch/{_REVISION}", "branch", _Handler._branch),
+    ("POST", f"/api/{_TYPE}/{_REPO}/commit/{_REVISION}", "commit to {revision}", _Handler._commit),
     ("GET", f"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)", "{path}", _Handler._resolve),
-    ("GET", f"/api/models/{_REPO}(/(?P<kind>tree|revision)/{_REVISION})?", "model {kind}", _Handler._info),
+    ("GET", f"/api/{_TYPE}/{_REPO}(/(?P<kind>tree|revision)/{_REVISION})?", "model {kind}", _Handler._info),
 ]

@@ -76,3 +76,9 @@ def save_among_others(folder):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"of the training")
     return folder
+
+
+def push(user, folder, repo, *words):
+    """examples/push_to_hub.py as a script: what it prints, and the sentence that it ends with."""
+    code = "sys.argv[:] = words\nrunpy.run_path(words[0], run_name='__main__')"
+    return user.run(code, words=[str(SCRIPT), str(folder), "--repo_id", repo, *words])

@@ -11,7 +11,7 @@ import measurements
 import pytest
 import torch
 from classifiers import tokenizer
-from pushing import SCRIPT, Worker, example, save
+from pushing import example, push, save
 from stranger import STRANGER
 from tiny import imbert_config
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -43,51 +43,15 @@ def trainer(output_dir, **options):
 """
 
 
-@pytest.fixture(scope="module")
-def server():
-    with hub.running() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def no_faults(server):
     server.faults.clear()
 
 
 @pytest.fixture(scope="module")
-def start(server, tmp_path_factory):
-    started = []
-
-    def start(name, before="", token=hub.TOKEN):
-        folder = tmp_path_factory.mktemp(name)
-        env = server.environment(folder / "home", token)
-        if not before:
-            env["PYTHONPATH"] = str(ENTRY.parents[1])
-        started.append(Worker(before, folder, env))
-        return started[-1]
-
-    yield start
-    for worker in started:
-        worker.process.stdin.close()
-        worker.process.wait(timeout=60)
-        worker.process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def user(start):
-    return start("user")
-
-
-@pytest.fixture(scope="module")
 def stranger(start):
     """Without imbert_hf, and without a token but where the code gives one."""
     return start("stranger", STRANGER, token=None)
-
-
-def push(user, folder, repo, *words):
-    """examples/push_to_hub.py as a script: what it prints, and the sentence that it ends with."""
-    code = "sys.argv[:] = words\nrunpy.run_path(words[0], run_name='__main__')"
-    return user.run(code, words=[str(SCRIPT), str(folder), "--repo_id", repo, *words])
 
 
 def digests(folder):
