@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 from answers import Models, Reading, probabilities
@@ -15,7 +16,7 @@ from imbert_hf.evaluation.data.tasks import Row
 
 NOISE = {"typos": "keyboard", "swaps": "swap", "deletions": "deletion", "clause": "clause"}
 SEARCH = "search"
-WORDS = 30  # at most, of a text that is searched: each is asked about several times
+WORDS = 25  # at most, of a text that is searched: each is asked about several times
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def _both(pair: Sequence[Classifier], texts: Sequence[str]) -> numpy.ndarray:
 def _search(classifier: Classifier, text: str, strength: float, seed: int) -> tuple[str, int]:
     """Away from what the classifier answers. The changed text, and the number of queries."""
     label = int(probabilities(classifier, [text])[0].argmax())
-    edits = CharacterEdits(seed=seed, draws=2)
-    (result,) = query_attack(classifier, [Row((text,), label)], candidates=edits, max_share=max(strength, 0.01))
+    options: Any = {"candidates": CharacterEdits(seed), "max_share": max(strength, 0.01)}
+    (result,) = query_attack(classifier, [Row((text,), label)], **options)
     return result.texts[0], result.queries
 
 

@@ -12,7 +12,7 @@ from imbert_hf.evaluation.data.tasks import Row
 
 
 TITLE = "IM-BERT beside BERT"
-TEXT = "The soup was cold and the waiter never came back, but the view made up for all of it."
+TEXT = "We waited an hour for a table, but the food was lovely."
 KINDS = {  # name -> what the page calls it
     "typos": "typos (keyboard)",
     "swaps": "swapped letters",
@@ -22,8 +22,8 @@ KINDS = {  # name -> what the page calls it
 }
 ABOUT = """# {title}
 
-Two small models judge whether a text is positive or negative. They were trained alike, from the same weights: **BERT**,
-and **IM-BERT**, which takes implicit steps in some layers. Type a text, attack it, and watch the solve.
+Two small models judge whether a text is positive or negative: **BERT**, and **IM-BERT**, which takes implicit steps in
+some layers. Type a text, attack it, and watch the solve.
 
 **No evidence**: this is one small model of each, and a single seed. Over five tasks IM-BERT's defaults showed no
 resolved gain over BERT. {study} has the numbers.
