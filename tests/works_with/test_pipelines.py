@@ -62,6 +62,14 @@ def save_both(folder, name, **config):
     return folder / "plain", folder / "implicit"
 
 
+def opened(task, folder, **kwargs):
+    """Weights mapped from a file lie where they lie in it, which decides how a product rounds: here all lie alike."""
+    pipe = pipeline(task, model=str(folder), device="cpu", model_kwargs=kwargs)
+    for weight in pipe.model.parameters():
+        weight.data = weight.data.clone()
+    return pipe
+
+
 def assert_alike(actual, expected, tolerance, where="answer"):
     """The same structure, labels and words, and numbers that differ by at most `tolerance`."""
     if isinstance(expected, dict):
@@ -110,10 +118,10 @@ def test_a_pipeline(family, task, tmp_path):
             return alone, [[b[0][: len(a[0])]] for a, b in zip(alone, batched, strict=True)]
         return alone, pipe(texts, batch_size=3, **call)
 
-    pipe = pipeline(task, model=str(plain), device="cpu")
+    pipe = opened(task, plain)
     assert type(pipe.model).__name__ == f"{family}{head}"
     expected = answers(pipe)
-    pipe = pipeline(task, model=str(implicit), device="cpu", model_kwargs={"im_layers": []})
+    pipe = opened(task, implicit, im_layers=[])
     assert type(pipe.model).__name__ == f"IM{family}{head}"
     assert_alike(answers(pipe), expected, 0)
     for connection in connections_of(family):
