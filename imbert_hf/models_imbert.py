@@ -62,8 +62,11 @@ def _forward_of(plain: type) -> Any:
         if not self.im_hands:
             return family_forward(self, *args, return_dict=True, **told, **kwargs)
         part = self._modules.get(self.base_model_prefix) or self.encoder
-        with handed(part, **told):
+        before, handed.now = handed.now, (part, told)
+        try:
             return family_forward(self, *args, return_dict=True, **kwargs)
+        finally:
+            handed.now = before
 
     @wraps(family_forward)
     def forward(self: Any, *args, output_im_statistics=None, return_dict=None, im_pass=None, im_hidden=None, **kwargs):
@@ -73,8 +76,10 @@ def _forward_of(plain: type) -> Any:
             pooler = getattr(self, "pooler", None)
             return BaseModelOutputWithPooling(im_hidden, pooler(im_hidden) if pooler is not None else None)
         consistency = self.config.im_consistency if self.training and im_pass is None else 0.0
-        # A graph would not draw the masks again, and in pieces it loses what is set in an output.
-        if consistency and torch.compiler.is_compiling() and (NO_PIECES or may_draw(self.modules())):
+        # A graph would not draw the masks again, and in pieces it loses what is set in an output, or handed on.
+        if torch.compiler.is_compiling() and (
+            (NO_PIECES and (consistency or self.im_hands)) or (consistency and may_draw(self.modules()))
+        ):
             return eager(self, *args, output_im_statistics=output_im_statistics, return_dict=return_dict, **kwargs)
         if im_pass is None:
             im_pass = Pass(self.config, [] if output_im_statistics else None)

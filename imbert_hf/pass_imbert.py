@@ -3,10 +3,9 @@
 This file travels with every checkpoint: it imports torch, the standard library and its sisters alone.
 """
 
-import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,21 +47,11 @@ class _Handed(threading.local):  # no ContextVar: a compiler breaks the graph th
     now: tuple[Any, dict[str, Any]] = (None, {})
 
 
-_handed = _Handed()
-
-
-@contextlib.contextmanager
-def handed(part: Any, **keywords: Any) -> Iterator[None]:
-    found = _handed.now
-    _handed.now = part, keywords
-    try:
-        yield
-    finally:
-        _handed.now = found
+handed = _Handed()
 
 
 def handed_to(part: Any) -> dict[str, Any]:
-    known, keywords = _handed.now
+    known, keywords = handed.now
     return keywords if known is part else {}
 
 

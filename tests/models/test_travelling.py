@@ -54,7 +54,7 @@ PURE = {
     "re",
     "weakref",
 }
-PURE |= {"sys", "torch", "transformers", "typing", "warnings"}
+PURE |= {"sys", "threading", "torch", "transformers", "typing", "warnings"}
 # Parts of torch and of transformers that do, other modules that these have imported, built-in functions that do or that
 # run text, and ways to them around their names.
 IMPURE = {"hub", "multiprocessing", "distributed", "cpp_extension", "serialization", "package", "load", "save"}

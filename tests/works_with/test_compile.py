@@ -42,8 +42,9 @@ def why_not_one_graph(family="Bert") -> str:
 
 
 def compiled_whole(model, family="Bert", **options):
-    """As one graph where the plain family is one; elsewhere in pieces, whose numbers must be right all the same."""
-    return compiled(model, fullgraph=not why_not_one_graph(family), **options)
+    """As one graph where BERT and the plain family are; else in pieces, whose numbers must be right all the same."""
+    whole = not (why_not_one_graph() or why_not_one_graph(family))
+    return compiled(model, fullgraph=whole, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
