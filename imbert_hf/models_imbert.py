@@ -61,7 +61,9 @@ def _forward_of(plain: type) -> Any:
         told = {name: value for name, value in (("im_pass", im_pass), ("im_hidden", im_hidden)) if value is not None}
         if not self.im_hands:
             return family_forward(self, *args, return_dict=True, **told, **kwargs)
-        part = self._modules.get(self.base_model_prefix) or self.encoder
+        part, ours = self._modules.get(self.base_model_prefix) or self.encoder, tuple(self.implicit_classes.values())
+        if not isinstance(part, ours):  # but what holds one
+            part = next((module for module in part.modules() if isinstance(module, ours)), part)
         before, handed.now = handed.now, (part, told)
         try:
             return family_forward(self, *args, return_dict=True, **kwargs)

@@ -41,13 +41,13 @@ _eagerly = torch.compiler.disable(checked_step)
 NO_PIECES = not hasattr(torch.compiler, "is_exporting")
 
 
-class _Handed(threading.local):  # no ContextVar: a compiler breaks the graph there
+class _ForParts(threading.local):  # no ContextVar: a compiler breaks the graph there
     """What a model hands to a part of it whose forward takes no keywords that it does not know: the part, and those."""
 
     now: tuple[Any, dict[str, Any]] = (None, {})
 
 
-handed = _Handed()
+handed = _ForParts()
 
 
 def handed_to(part: Any) -> dict[str, Any]:

@@ -266,3 +266,38 @@ def test_threads_that_share_a_model_do_not_mix(family):
     with ThreadPoolExecutor(4) as pool:
         for found in [[*pool.map(ask, batches)] for _ in range(5)]:
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+class Held(torch.nn.Module):
+    """What a tool puts around a part of a model."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args, **kwargs):
+        return self.part(*args, **kwargs)
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "part" else getattr(self.part, name)
+
+
+@pytest.mark.parametrize("where", ["base", "encoder"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_part_that_something_holds_is_told_as_it_is_alone(family, where, batch):
+    """The consistency loss and the statistics are those of the model without it."""
+    _, model = pair_of(f"{family}ForSequenceClassification", im_consistency=1.0)
+    inputs = inputs_for(f"{family}ForSequenceClassification", batch)
+
+    def found():
+        torch.manual_seed(0)
+        outputs = model.train()(**inputs, output_im_statistics=True)
+        return [outputs.loss, outputs.im_consistency_loss, *outputs.im_residuals]
+
+    expected, base = found(), base_of(model)
+    owner, name = (model, model.base_model_prefix) if where == "base" else (base, "encoder")
+    if name not in owner._modules:
+        pytest.skip("the model itself goes through its layers")
+    setattr(owner, name, Held(owner._modules[name]))
+    assert expected[1] > 0
+    torch.testing.assert_close(found(), expected, rtol=0, atol=0)
