@@ -6,7 +6,6 @@ It exits with 0 when done, with 1 where a run failed or was interrupted, and wit
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers.utils import logging
 
 import imbert_hf
 from imbert_hf import command_line
+from imbert_hf.evaluation import pictures
 from imbert_hf.evaluation.advglue import command as advglue
 from imbert_hf.evaluation.attacks import command as attack
 from imbert_hf.evaluation.cards import command as card
@@ -157,9 +157,7 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
 def write_picture(path: Path, report: Report) -> None:
     if report.figure is not None:
         figure = report.figure()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name: its letters are boxes
-            write_whole(path, lambda part: figure.savefig(part, dpi=150, bbox_inches="tight"))
+        write_whole(path, lambda part: pictures.write(figure, part, dpi=150))
 
 
 if __name__ == "__main__":

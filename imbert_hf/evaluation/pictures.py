@@ -1,5 +1,6 @@
 """What pictures of several models share: a look for each, shares with intervals, and one legend below."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,6 +92,13 @@ def whiskers(shares: Sequence[float], intervals: Sequence[Any]) -> Any:
     """(2, n) how far the intervals reach below and above, percent."""
     low, high = numpy.array([ci or (share, share) for share, ci in zip(shares, intervals, strict=True)]).T
     return 100 * numpy.array([numpy.array(shares) - low, high - numpy.array(shares)]).clip(0)
+
+
+def write(figure: Figure, file: Any, **options: Any) -> None:
+    """Into a path or a file, without a word of letters that the font lacks: those of a name are boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(file, bbox_inches="tight", **options)
 
 
 def legend(figure: Figure, look: Mapping[str, Look], *, lines: bool, more: Sequence[Any] = ()) -> None:

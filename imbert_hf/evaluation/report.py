@@ -114,11 +114,15 @@ WORDS = {
 }
 
 
+def words_in(text: str, words: Iterable[str]) -> list[str]:
+    return [word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
+
+
 def explained(parts: Iterable[str], words: dict[str, str]) -> str:
     """The parts of a text, each of `words` with its meaning below the first part that shows it."""
     left, shown = words | WORDS, []
     for part in parts:
-        found = [word for word in left if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", part)]
+        found = words_in(part, left)
         shown += [part, *(["\n".join(f"{word.strip()}: {left.pop(word)}." for word in found)] if found else [])]
     return "\n\n".join(shown)
 

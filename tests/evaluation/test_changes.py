@@ -29,10 +29,11 @@ def marked(before, after):
         ("a b c", "a c", "a [c]"),
         ("", "new", "[new]"),
         ("gone", "", ""),
+        ("a long day " * 100, "a long day " * 50 + "a lonq day " + "a long day " * 49, None),  # words that come often
     ],
 )
 def test_what_is_marked(before, after, shown):
-    assert marked(before, after) == shown
+    assert marked(before, after) == (shown or after.replace("q", "[q]"))
 
 
 @given(st.text(), st.text())

@@ -6,7 +6,7 @@ from itertools import groupby
 
 
 WORD = re.compile(r"\S+\s*|\s+")
-LETTERS = 1_000_000  # product of lengths up to which letters are compared; beyond it whole words are marked
+PAIRS = 100_000  # of words or letters that are compared; of more letters whole words are marked
 
 
 def changes(before: str, after: str) -> list[tuple[str, bool]]:
@@ -16,16 +16,17 @@ def changes(before: str, after: str) -> list[tuple[str, bool]]:
     """
     old, new = WORD.findall(before), WORD.findall(after)  # the letters of whole texts would take too long
     marked, at = [False] * len(after), 0
-    for kind, i, end, j, stop in SequenceMatcher(None, old, new).get_opcodes():
+    many = len(old) * len(new) > PAIRS  # where frequent words are not compared
+    for kind, i, end, j, stop in SequenceMatcher(None, old, new, autojunk=many).get_opcodes():
         a, b = "".join(old[i:end]), "".join(new[j:stop])
         spans = [(kind, 0, len(b))]
-        if kind == "replace" and len(a) * len(b) <= LETTERS:
+        if kind == "replace" and len(a) * len(b) <= PAIRS:
             letters = SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
-            spans = [(kind, start, end) for kind, _, _, start, end in letters]
-        for kind, start, end in spans:
-            if kind != "equal" and after:
-                first = min(at + start, len(after) - 1)
-                marked[first : max(at + end, first + 1)] = [True] * max(at + end - first, 1)
+            spans = [(of, left, right) for of, _, _, left, right in letters]
+        for of, left, right in spans:
+            if of != "equal" and after:
+                first = min(at + left, len(after) - 1)
+                marked[first : max(at + right, first + 1)] = [True] * max(at + right - first, 1)
         at += len(b)
     runs = groupby(range(len(after)), marked.__getitem__)
     return [("".join(after[i] for i in run), changed) for changed, run in runs]

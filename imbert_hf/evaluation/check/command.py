@@ -196,7 +196,8 @@ def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
 def html(data: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> str:
     about, rest = paragraphs(data)
     rows = [columns(entry) for entry in data["results"]]
-    words = {word: meaning for word, meaning in (WORDS | report.WORDS).items() if word in rows[0]}
+    meanings = WORDS | report.WORDS
+    words = {word: meanings[word] for word in report.words_in("\n".join([table(rows), *rest]), meanings)}
     return page(f"imbert-eval check: {data['task']}", about, rows, words, rest, figure(data), pairs)
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from imbert_hf.evaluation.attacks.changes import changes
+from imbert_hf.evaluation.pictures import write
 
 
 SHOWN = 50  # texts of a model and method
@@ -63,7 +64,7 @@ summary { cursor: pointer; padding: .3rem 0 }
 <summary>{{ group.model }}, {{ group.method }}: {{ group.fell }} of {{ group.right }} right answers became
 wrong</summary>
 {% if group.left %}
-<p>The first {{ group.pairs | length }} of them; {{ group.left }} more are in the table of --export.</p>
+<p>{{ group.pairs | length }} of {{ group.pairs | length + group.left }} texts; --export writes all.</p>
 {% endif %}
 <div class="wide"><table class="texts">
 <thead><tr><th scope="col">row</th><th scope="col">text, and what became of it</th><th scope="col">label</th>
@@ -119,11 +120,14 @@ def page(
 def group(pairs: list[dict[str, Any]]) -> dict[str, Any]:
     """The pairs of one model and method; those whose answer became wrong come first."""
     right = [pair for pair in pairs if pair["prediction_before"] == pair["label"]]
-    fell = [pair for pair in right if pair["prediction_after"] != pair["label"]]
-    others = [pair for pair in pairs if pair not in fell]
-    shown = [pair | {"texts": texts_of(pair)} for pair in [*fell, *others][:SHOWN]]
-    about = {"model": pairs[0]["model"], "method": pairs[0]["method"], "right": len(right), "fell": len(fell)}
+    fell = sum(map(became_wrong, pairs))
+    shown = [pair | {"texts": texts_of(pair)} for pair in sorted(pairs, key=became_wrong, reverse=True)[:SHOWN]]
+    about = {"model": pairs[0]["model"], "method": pairs[0]["method"], "right": len(right), "fell": fell}
     return {**about, "pairs": shown, "left": len(pairs) - len(shown)}
+
+
+def became_wrong(pair: dict[str, Any]) -> bool:
+    return pair["prediction_before"] == pair["label"] != pair["prediction_after"]
 
 
 def texts_of(pair: dict[str, Any]) -> list[tuple[str, list[tuple[str, bool]]]]:
@@ -137,5 +141,5 @@ def svg(figure: Figure) -> str:
     """Letters are drawn: a page for other people has no fonts to count on."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "imbert-eval"}):  # the same names in it every time
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+        write(figure, text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
