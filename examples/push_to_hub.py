@@ -100,7 +100,7 @@ def check_space(folder: Path) -> None:
     if told.get("sdk") != "gradio" or not told.get("sdk_version"):
         wanted = "sdk must be gradio, and sdk_version its release"
         raise ValueError(f"{files['README.md']}: {wanted}, got {told.get('sdk')} and {told.get('sdk_version')}.")
-    if told.get("app_file") not in files:
+    if str(told.get("app_file")) not in files:
         raise ValueError(f"{files['README.md']}: app_file must be one of the files, got {told.get('app_file')}.")
     requirements = files["requirements.txt"]
     for line in requirements.read_text(encoding="utf-8").splitlines():

@@ -20,6 +20,7 @@ from imbert_hf.pass_imbert import SOLVERS
 
 TASK = find_task("sst2")  # the labels negative and positive
 CURVE = 12  # iterations that a curve of residuals shows
+STEP_SIZES = (0.1, 3.0)  # of the slider
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,15 @@ def load(bert: str, im_bert: str) -> Models:
     models = Models(load_classifier(bert, TASK, name="BERT"), load_classifier(im_bert, TASK, name="IM-BERT"))
     if models.bert.implicit or not models.im_bert.implicit:
         raise ValueError(f"--bert must be a plain model and --im-bert an implicit one, got {bert} and {im_bert}.")
+    config, reading = models.im_bert.model.config, models.reading
+    shown = {"im_tolerance": 0.0, "im_vector_field": "increment", "im_initial_guess": "explicit"}
+    wrong = [f"{name} {value!r}" for name, value in shown.items() if getattr(config, name) != value]
+    wrong += [f"at most {CURVE} iterations"] * (reading.iterations > CURVE)
+    wrong += ["im_step_size from {} to {}".format(*STEP_SIZES)] * (
+        not STEP_SIZES[0] <= reading.step_size <= STEP_SIZES[1]
+    )
+    if wrong:
+        raise ValueError(f"--im-bert {im_bert} must have {', '.join(wrong)}: the page shows no other.")
     return models
 
 

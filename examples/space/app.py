@@ -21,7 +21,10 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-import gradio as gr
+try:
+    import gradio as gr
+except ModuleNotFoundError:
+    sys.exit("app.py: error: gradio is missing: pip install '.[space]' in a clone.")
 import page
 import render
 from answers import load, reviews
@@ -38,7 +41,7 @@ FONTS = ("system-ui", "Arial", "sans-serif")  # the reader's own: none is loaded
 
 def study() -> str:
     """Markdown that names the study's page, in the repository that requirements.txt names."""
-    address = re.search(r"git\+(\S+)", (HERE / "requirements.txt").read_text(encoding="utf-8"))
+    address = re.search(r"git\+([^\s@#]+)", (HERE / "requirements.txt").read_text(encoding="utf-8"))
     if address is None or "OWNER" in address[1]:
         return "The study (`model_cards/study/README.md` of the repository)"
     return f"[The study]({address[1].removesuffix('.git')}/blob/main/model_cards/study/README.md)"
@@ -54,9 +57,9 @@ def make_parser() -> Parser:
 
 def train() -> None:
     """The quickstart's models, where they are not there."""
-    if not TRAINED.exists():
-        print(f"{TRAINED} is not there: training both models first, once.", flush=True)
-        if subprocess.run([sys.executable, str(QUICKSTART), "--output_dir", str(TRAINED)]).returncode:
+    if not all((folder / "config.json").is_file() for folder in (TRAINED, TRAINED / "bert")):
+        print(f"{TRAINED} lacks the models: training both first, once.", flush=True)
+        if subprocess.run([sys.executable, str(QUICKSTART), "--output_dir", str(TRAINED), "--overwrite"]).returncode:
             sys.exit("app.py: error: the quickstart failed; its message stands above.")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 import render
-from answers import CURVE, TASK, Models, Reading, probabilities, solves
+from answers import CURVE, STEP_SIZES, TASK, Models, Reading, probabilities, solves
 from attacks import NOISE, OUTCOMES, SEARCH, attack, check
 
 from imbert_hf.evaluation.data.tasks import Row
@@ -30,7 +30,6 @@ resolved gain over BERT. {study} has the numbers.
 """
 ALL = "all rows"
 ITERATIONS = "Iterations (0: read as BERT, at step size 1)"
-STEP_SIZES = (0.1, 3.0)
 Settings = Sequence[float | None]  # of a Reading, as the sliders have them; None where one was emptied
 
 
@@ -160,7 +159,7 @@ def build(models: Models, rows: Sequence[Row], study: str) -> gr.Blocks:
         gr.on(changes, show_answer, [text, *sliders], [*said, notice, curve], **quiet)
         attack_it: dict[str, Any] = {"fn": show_attack, "inputs": fields, "outputs": after}
         gr.on([button.click, text.submit], **attack_it)
-        blocks.load(read_link, None, fields, show_progress="hidden").then(**attack_it)
-        gr.on([blocks.load, again.click], check_rows, **to_check)
+        blocks.load(read_link, None, fields, show_progress="hidden").then(**attack_it).then(check_rows, **to_check)
+        again.click(check_rows, **to_check)
         gr.on([checked.change, only.change], render.rows, [checked, only], listed, show_progress="hidden")
     return blocks

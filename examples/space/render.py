@@ -74,7 +74,7 @@ def attack(text: str, found: Sequence[Attacked], link: dict[str, str | int | flo
     for one in found:
         led = f"Search against {one.by}" if one.by else "Changed text"
         asked = f"{one.queries} queries to {one.by}" if one.by else "no query: noise does not look at a model"
-        same = "" if one.text != text else "<p>Nothing was changed: no word of this text can be.</p>"
+        same = "" if one.text != text else "<p>Nothing was changed.</p>"
         rows = []
         for name, before, after in zip(("BERT", "IM-BERT"), one.before, one.after, strict=True):
             flipped = before.argmax() != after.argmax()

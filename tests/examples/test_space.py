@@ -1,7 +1,9 @@
 """The page of examples/space without a browser: readings, solves, attacks, counts, and hostile texts and links."""
 
 import gc
+import json
 import re
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
@@ -247,17 +249,41 @@ def test_the_quickstart_makes_models_that_are_not_there(app, tmp_path, monkeypat
     monkeypatch.setattr(subprocess, "run", lambda words: asked.append(words) or subprocess.CompletedProcess(words, 1))
     with pytest.raises(SystemExit, match="the quickstart failed"):
         app.train()
-    assert asked[0][1:] == [str(FOLDER.with_name("quickstart.py")), "--output_dir", str(app.TRAINED)]
-    app.TRAINED.mkdir(parents=True)
+    words = [str(FOLDER.with_name("quickstart.py")), "--output_dir", str(app.TRAINED), "--overwrite"]
+    assert asked[0][1:] == words
+    for folder in (app.TRAINED, app.TRAINED / "bert"):  # of a run that was stopped between the two, the first is there
+        folder.mkdir(parents=True)
+        (folder / "config.json").touch()
+        if folder == app.TRAINED:
+            with pytest.raises(SystemExit, match="the quickstart failed"):
+                app.train()
     app.train()
-    assert len(asked) == 1
+    assert len(asked) == 2
 
 
 def test_the_study_is_linked_once_the_repository_has_an_address(app, tmp_path, monkeypatch):
     assert "](" not in app.study()
     monkeypatch.setattr(app, "HERE", tmp_path)
-    (tmp_path / "requirements.txt").write_text("imbert-hf[eval] @ git+https://host/me/imbert_hf.git\n")
+    (tmp_path / "requirements.txt").write_text("imbert-hf[eval] @ git+https://host/me/imbert_hf.git@v1.0\n")
     assert app.study() == "[The study](https://host/me/imbert_hf/blob/main/model_cards/study/README.md)"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("im_tolerance", 0.1, "im_tolerance 0.0"),
+        ("im_vector_field", "layer", "im_vector_field 'increment'"),
+        ("im_eval_iterations", 13, "at most 12 iterations"),
+        ("im_step_size", 5.0, "im_step_size from 0.1 to 3.0"),
+    ],
+)
+def test_a_model_that_the_page_cannot_show_is_refused(folders, tmp_path, field, value, wanted):
+    bert, im_bert = folders
+    shutil.copytree(im_bert, tmp_path / "other")
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    (tmp_path / "other/config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        answers.load(bert, str(tmp_path / "other"))
 
 
 def test_the_space_and_its_requirements_name_one_gradio():
