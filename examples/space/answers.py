@@ -6,16 +6,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy
 from scipy.special import softmax
 
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
 from imbert_hf.evaluation.data.tasks import Row, find_task
-from imbert_hf.evaluation.stability.layers import plain_layers
-from imbert_hf.evaluation.stability.solves import residual_history
-from imbert_hf.pass_imbert import SOLVERS
+from imbert_hf.evaluation.report import finite
+from imbert_hf.evaluation.stability.own import own_residuals
 
 
 TASK = find_task("sst2")  # the labels negative and positive
@@ -101,20 +99,8 @@ def probabilities(classifier: Classifier, texts: Sequence[str]) -> numpy.ndarray
 
 def solves(classifier: Classifier, text: str) -> list[Solve]:
     """Of each implicit layer, for this text; none where theta is 0."""
-    model, config = classifier.model, classifier.model.config
-    if not classifier.implicit:
-        return []
-    inputs = classifier.collate(classifier.encode([(text,)]))
-    layers = plain_layers(model, inputs)
-    method: dict[str, Any] = {"theta": config.im_theta, "step_size": config.im_step_size}
-    method |= {"vector_field": config.im_vector_field, "initial_guess": config.im_initial_guess}
-    solver = SOLVERS[config.im_solver](vars(config))
-    found = []
-    for index in sorted(config.implicit_layers):
-        F, x = layers[index]
-        history = residual_history(F, x, solver, CURVE, **method)[:, 0]
-        found.append(Solve(index, [r if r < float("inf") else None for r in history.tolist()]))
-    return found
+    found = own_residuals(classifier, [(text,)], CURVE)
+    return [Solve(index, finite(found[index][:, 0])) for index in sorted(found)]
 
 
 def reviews(path: Path, count: int = 20) -> list[Row]:

@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from classifiers import bert, save
+from classifiers import bert, imbert, save
 
 from imbert_hf.evaluation import cli
 from imbert_hf.evaluation.check import measures
@@ -51,7 +51,8 @@ def made(tmp_path_factory):
     table.write_text("\n".join(["body,queue", *lines]) + "\n", encoding="utf-8")
     model = save(folder / "bert", bert(LABELS))
     words = ["--data", str(table), "--text-column", "body", "--label-column", "queue", "--device", "cpu", "--quiet"]
-    words += ["--model", f"<b>one={model}", "--model", f"two={model}", "--rows", "6", "--html", str(path)]
+    implicit = save(folder / "im-bert", imbert(LABELS, im_layers=[0, -1]))
+    words += ["--model", f"<b>one={model}", "--model", f"two={implicit}", "--rows", "6", "--html", str(path)]
     cli.main(["check", *words])
     return path.read_text(encoding="utf-8")
 
@@ -77,7 +78,7 @@ def test_texts_and_names_are_shown_as_they_are(made):
 def test_the_table_the_picture_and_the_changed_letters_are_on_it(made, capsys):
     page = Page(made)
     tags = [tag for tag, _ in page.seen]
-    assert tags.count("svg") == 1
+    assert tags.count("svg") == 2  # bars, and the implicit model's solves
     assert "6 of 12 rows of tickets, 6 of them attacked" in page.text
     assert tags.count("details") == 2 * (len(measures.NOISE) + 1)
     assert {"lang": "en"} in [attributes for tag, attributes in page.seen if tag == "html"]

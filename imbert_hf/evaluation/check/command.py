@@ -5,11 +5,13 @@ several models the paired differences too. The one command to begin with.
 import argparse
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from imbert_hf.evaluation import report
 from imbert_hf.evaluation.advglue.scores import collapse_warnings
@@ -37,13 +39,15 @@ from imbert_hf.evaluation.data.arguments import (
 )
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier
 from imbert_hf.evaluation.data.tasks import drawn
-from imbert_hf.evaluation.pictures import draw_bars, legend, looks
+from imbert_hf.evaluation.pictures import draw_bars, legend, looks, panels_of, shortened
 from imbert_hf.evaluation.report import Journal, Report, at_least, explained, table
+from imbert_hf.evaluation.stability.own import own_residuals
 from imbert_hf.evaluation.statistics import paired_difference
 
 
 HELP = "does a classifier hold up? noise and attacks in one table"
 UNITS = {"s": 1, "m": 60, "h": 3600}
+SOLVED, ITERATIONS = 16, 12  # texts and iterations of the page's curves
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +101,11 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     made = []
     if args.export is not None or args.html is not None:
         made = [row for c in classifiers for row in exported(c, chosen, found[c.name], args.seed)]
-    return Report(data, text(data), lambda: figure(data), made, lambda: html(data, made))
+    curves = {}
+    if args.html is not None:
+        texts = [row.texts for row in chosen.attacked[:SOLVED]]
+        curves = {c.name: own_residuals(c, texts, ITERATIONS) for c in classifiers if c.implicit}
+    return Report(data, text(data), lambda: figure(data), made, lambda: html(data, curves, made))
 
 
 def parse_budget(text: str) -> float:
@@ -193,12 +201,29 @@ def verdict(comparisons: Sequence[dict[str, Any]]) -> str:
     return " ".join(said)
 
 
-def html(data: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> str:
+def html(data: dict[str, Any], curves: dict[str, dict[int, Tensor]], pairs: Sequence[dict[str, Any]]) -> str:
     about, rest = paragraphs(data)
     rows = [columns(entry) for entry in data["results"]]
+    figures = [("Accuracies as bars; the table has the same numbers", figure(data))]
+    if curves:
+        figures.append(("Relative residuals of the solves, by iteration and layer", draw_curves(curves)))
     meanings = WORDS | report.WORDS
     words = {word: meanings[word] for word in report.words_in("\n".join([table(rows), *rest]), meanings)}
-    return page(f"imbert-eval check: {data['task']}", about, rows, words, rest, figure(data), pairs)
+    return page(f"imbert-eval check: {data['task']}", about, rows, words, rest, figures, pairs)
+
+
+def draw_curves(curves: dict[str, dict[int, Tensor]]) -> Figure:
+    """A panel for each implicit model: of each layer the median over texts."""
+
+    def draw(name: str, layers: dict[int, Tensor], axes: Any) -> None:
+        for layer in sorted(layers):
+            axes.plot(layers[layer].median(dim=1).values.tolist(), marker=".", label=f"layer {layer}")
+        axes.axhline(1e-2, color="gray", linestyle=":", label="converged")
+        axes.set(yscale="log", xlabel="iteration", ylabel="relative residual")
+        axes.set_title(f"{shortened(name)}: median of {layers[layer].shape[1]} texts", fontsize="medium")
+        axes.legend(fontsize="small", ncols=2)
+
+    return panels_of([partial(draw, name, layers) for name, layers in curves.items()])
 
 
 def figure(data: dict[str, Any]) -> Figure:

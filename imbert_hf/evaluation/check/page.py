@@ -57,7 +57,9 @@ summary { cursor: pointer; padding: .3rem 0 }
 {% for line in lines %}
 <p>{{ line }}</p>
 {% endfor %}
-<figure aria-label="Accuracies as bars; the table has the same numbers">{{ picture }}</figure>
+{% for said, picture in pictures %}
+<figure aria-label="{{ said }}">{{ picture }}</figure>
+{% endfor %}
 <h2>Texts before and after</h2>
 {% for group in groups %}
 <details>
@@ -98,7 +100,7 @@ def page(
     rows: Sequence[dict[str, Any]],
     words: dict[str, str],
     lines: Sequence[str],
-    figure: Figure,
+    figures: Sequence[tuple[str, Figure]],
     pairs: Sequence[dict[str, Any]],
 ) -> str:
     """HTML.
@@ -108,13 +110,13 @@ def page(
         rows: of the table, each of the same columns; None: not measured.
         words: what they mean that the table has.
         lines: what the table does not say.
-        figure: drawn into the page.
+        figures: drawn into the page, each with what is said of it to who cannot see it.
         pairs: of attacks.pairs, those of one model and method one after another.
     """
     groups = [group(list(some)) for _, some in groupby(pairs, lambda pair: (pair["model"], pair["method"]))]
     table = {"columns": list(rows[0]), "rows": rows, "words": words}
-    drawn = Markup(svg(figure))
-    return TEMPLATE.render(title=title, about=about, **table, lines=lines, picture=drawn, groups=groups)
+    drawn = [(said, Markup(svg(figure, number))) for number, (said, figure) in enumerate(figures)]
+    return TEMPLATE.render(title=title, about=about, **table, lines=lines, pictures=drawn, groups=groups)
 
 
 def group(pairs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -137,9 +139,9 @@ def texts_of(pair: dict[str, Any]) -> list[tuple[str, list[tuple[str, bool]]]]:
     return [(before, changes(before, after)) for before, after in texts]
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: Figure, number: int) -> str:
     """Letters are drawn: a page for other people has no fonts to count on."""
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "imbert-eval"}):  # the same names in it every time
+    with matplotlib.rc_context({"svg.hashsalt": f"imbert-eval {number}"}):  # the same names in it every time
         write(figure, text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
