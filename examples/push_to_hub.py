@@ -7,7 +7,7 @@
     python examples/push_to_hub.py --space --repo_id my-name/imbert --private  # the page of examples/space
 
 The folder is loaded first, and only read: what would not open is not sent, and after an error the same command tries
-again. A Space is not run first: its code is parsed, and what its README.md and requirements.txt name must be there.
+again. A Space is not run first: its code is parsed, and its app_file and the files that it needs must be there.
 
 It exits with 0 when done, with 1 where the Hub refused or could not be reached, and with 2 for wrong arguments or a
 folder that would not open.

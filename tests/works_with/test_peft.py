@@ -83,7 +83,7 @@ def test_the_trainer_trains_adapter_and_classifier_alone(family, gradient, check
     trainer = Trainer(model, arguments, train_dataset=rows(), eval_dataset=rows())
     start = trainer.evaluate()["eval_loss"]
     trainer.train()
-    assert trainer.evaluate()["eval_loss"] < start
+    assert trainer.evaluate()["eval_loss"] < start * (0.9 if family == "Bert" else 1.0)  # ten steps
     trained = {name for name in before if "lora_" in name or "classifier.modules_to_save" in name}
     assert {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)} == trained
 
