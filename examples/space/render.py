@@ -5,15 +5,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from urllib.parse import urlencode
 
-import matplotlib
 from answers import CURVE, TASK, Reading, Solve
 from attacks import OUTCOMES, Attacked, Checked, outcome
-from matplotlib.figure import Figure
 
 from imbert_hf.evaluation.attacks.changes import changes
 
 
-matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
 INK = "#010203"  # replaced by the page's colour of text, light or dark
 LOWEST, HIGHEST = 1e-7, 10.0  # residuals that are drawn: down to the precision of float32
 
@@ -128,6 +125,9 @@ def _number(residual: float | None) -> str:
 
 
 def _picture(solves: Sequence[Solve], iterations: int) -> str:
+    from matplotlib import rc_context  # here: it would take a second of the start
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.4, 2.9))
     axes = figure.subplots()
     for found in solves:
@@ -142,7 +142,8 @@ def _picture(solves: Sequence[Solve], iterations: int) -> str:
     axes.tick_params(which="both", colors=INK)
     axes.spines[:].set_color(INK)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight")
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight")
     svg = buffer.getvalue().replace(INK, "currentColor")
     label = 'role="img" aria-label="Relative residual against iterations; the same in words below"'
     return svg[svg.index("<svg") :].replace("<svg", f"<svg {label}", 1)

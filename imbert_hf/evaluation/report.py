@@ -11,19 +11,17 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-import numpy
-import scipy
-import sklearn
-import torch
-import transformers
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 import imbert_hf
+
+
+if TYPE_CHECKING:  # it takes a second
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Report:
 
     data: dict[str, Any]
     text: str
-    figure: Callable[[], Figure] | None = None
+    figure: Callable[[], "Figure"] | None = None
     pairs: Sequence[dict[str, Any]] = ()
     page: Callable[[], str] = str
 
@@ -94,8 +92,9 @@ class Journal:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that numbers depend on."""
-    packages = (torch, transformers, numpy, scipy, sklearn, matplotlib, imbert_hf)
-    return {"python": platform.python_version()} | {p.__name__: str(p.__version__) for p in packages}
+    packages = {name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "matplotlib")}
+    packages |= {"sklearn": version("scikit-learn"), "imbert_hf": imbert_hf.__version__}
+    return {"python": platform.python_version(), **packages}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

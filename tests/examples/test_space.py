@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from urllib.parse import parse_qsl
@@ -266,6 +267,12 @@ def test_the_study_is_linked_once_the_repository_has_an_address(app, tmp_path, m
     monkeypatch.setattr(app, "HERE", tmp_path)
     (tmp_path / "requirements.txt").write_text("imbert-hf[eval] @ git+https://host/me/imbert_hf.git@v1.0\n")
     assert app.study() == "[The study](https://host/me/imbert_hf/blob/main/model_cards/study/README.md)"
+
+
+def test_the_start_waits_for_no_pictures_and_no_scikit_learn(app):
+    code = "import sys, app; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True).stdout
+    assert not {"matplotlib", "sklearn"} & {*loaded.split()}
 
 
 @pytest.mark.parametrize(

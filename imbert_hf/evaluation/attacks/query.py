@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy
 from scipy.special import softmax
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from tqdm.auto import tqdm
 
 from imbert_hf.evaluation.attacks.candidates import Candidates, Text, Word
@@ -63,7 +62,7 @@ def query_attack(
     candidates: Candidates,
     max_share: float = 0.2,
     batch_size: int = 32,
-    stop_words: Collection[str] = ENGLISH_STOP_WORDS,
+    stop_words: Collection[str] | None = None,
     fields: Sequence[str] | None = None,
     progress: bool = False,
 ) -> list[QueryAttackResult]:
@@ -84,7 +83,7 @@ def query_attack(
         candidates: CharacterEdits(...) or load_masked_language_model(...).
         max_share: of the words of the attacked fields that may be replaced; one always may.
         batch_size: texts.
-        stop_words: in lower case.
+        stop_words: in lower case; None: scikit-learn's English list.
         fields: of the task that are attacked; None: all.
         progress: show a bar over rows.
     """
@@ -94,6 +93,10 @@ def query_attack(
     names = classifier.task.fields
     if fields is not None and (not fields or set(fields) - set(names)):
         raise ValueError(f"fields must be of {', '.join(names)}, got {', '.join(fields) or 'none'}.")
+    if stop_words is None:
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # here: it takes a second
+
+        stop_words = ENGLISH_STOP_WORDS
     mask = classifier.tokenizer.mask_token or classifier.tokenizer.unk_token
     if mask is None:
         raise ValueError(f"the tokenizer of {classifier.path} has neither a mask token nor an unknown token.")
