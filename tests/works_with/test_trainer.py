@@ -228,7 +228,7 @@ def die_in_the_middle_of_a_step(family, folder):
     trainer.train()
 
 
-@pytest.mark.parametrize("family", [family for family in ("Bert", "DebertaV2", "ModernBert") if family in FAMILIES])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is of POSIX")
 def test_a_run_killed_in_the_middle_of_a_step_resumes_to_the_same_weights(family, tmp_path):
     """Bit for bit, with dropout, which the solve draws once and replays, and batches in random order."""
