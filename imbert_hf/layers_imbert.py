@@ -103,6 +103,12 @@ class ImplicitLayer:
         """The part of the layer whose outputs are attentions."""
         return self.attention.self
 
+    @property
+    def im_built(self) -> tuple[int, int]:
+        """The place in a list that was built."""
+        attention = self.im_attention
+        return getattr(attention, "layer_idx", 0), attention.config.num_hidden_layers
+
     @staticmethod
     def own_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
         """Of the keywords of a forward of this layer, those of the family's."""
@@ -115,10 +121,9 @@ class ImplicitLayer:
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, *args, im_pass: Any = None, **kwargs) -> Any:
         alone = im_pass is None
-        attention = self.im_attention
-        place, n = self.im_place or (getattr(attention, "layer_idx", 0), attention.config.num_hidden_layers)
         if alone:
-            im_pass = Pass(attention.config, mask=token_mask(attention_mask))
+            im_pass = Pass(self.im_attention.config, mask=token_mask(attention_mask))
+        place, n = self.im_place or self.im_built
         if not im_pass.carries:  # nor where an encoder is not ours
             im_pass.choose(n)
         # A checkpoint's second run of this forward finds the place of this one, whatever came between. A compiler puts
