@@ -45,12 +45,17 @@ class Files:
     def validation(self, task: str) -> Path:
         return self.data / task / validation_file(task)
 
-    def split(self, task: str) -> Path:
-        """Rows for finetune.py: CHOICE of the train file to choose settings by, and the others to train on."""
-        source, folder = self.data / task / "train.jsonl", self.weights
+    def train(self, task: str) -> list[bytes]:
+        """The rows of the train file."""
+        source = self.data / task / "train.jsonl"
         rows = source.read_bytes().splitlines()
         if len(rows) <= CHOICE:
             raise ValueError(f"{source} must hold more than {CHOICE} rows, got {len(rows)}.")
+        return rows
+
+    def split(self, task: str) -> Path:
+        """Rows for finetune.py: CHOICE of the train file to choose settings by, and the others to train on."""
+        rows, folder = self.train(task), self.weights
         chosen = set(numpy.random.default_rng(0).choice(len(rows), CHOICE, replace=False).tolist())
         for name, keep in ((validation_file(task), True), ("train.jsonl", False)):
             kept = (row for i, row in enumerate(rows) if (i in chosen) == keep)

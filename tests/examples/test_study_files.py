@@ -179,3 +179,14 @@ def test_an_estimate_counts_what_is_missing(study, plan, data, monkeypatch, tmp_
         kept = study.kept.read_run(tmp_path, run)
         study.kept.write_run(tmp_path, run, kept | {"stages": kept["stages"] | {stage: {}}})
     assert estimate.estimate(runs, files, 2) == ""
+
+
+def test_an_estimate_says_which_data_are_too_few(study, plan, monkeypatch, tmp_path):
+    """As the runs will say it: not a time below 0."""
+    (tmp_path / "sst2").mkdir()
+    (tmp_path / "sst2" / "train.jsonl").write_text('{"sentence": "a b", "label": 0}\n' * 48)
+    monkeypatch.setattr(study.estimate, "pace", lambda arguments, files: (3.0, 1.0))
+    runs = [run for run in study.plan.runs_of(study.plan.read_plan(plan), ["main"]) if run.model == "IM-BERT"]
+    said = study.estimate.estimate(runs, study.files.Files(tmp_path, tmp_path / "runs"), 1)
+    assert "not known: " in said
+    assert "sst2/train.jsonl must hold more than 500 rows, got 48." in said
