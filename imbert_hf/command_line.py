@@ -28,9 +28,10 @@ def main() -> None:
 
 def _evaluate() -> None:
     try:
-        from imbert_hf.evaluation.cli import main
+        from imbert_hf.evaluation import cli, processes
 
-        main()
+        processes.join()
+        cli.main()
     except ImportError as error:
         if {"-h", "--help"} & {*sys.argv[1:]}:
             print(f"imbert-eval measures how robust, stable and costly a sequence classifier is.\n\n{error}")

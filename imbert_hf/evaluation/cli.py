@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 import imbert_hf
 from imbert_hf import command_line
-from imbert_hf.evaluation import pictures
+from imbert_hf.evaluation import pictures, processes
 from imbert_hf.evaluation.advglue import command as advglue
 from imbert_hf.evaluation.attacks import command as attack
 from imbert_hf.evaluation.cards import command as card
@@ -84,6 +84,9 @@ class Parser(command_line.Parser):
         self.register("action", None, Once)  # where add_argument names no action
         self.register("action", "several", Several)
 
+    def exit(self, status=0, message=None):
+        processes.end(status, message or "")
+
 
 def build_parser(
     commands: Mapping[str, Any] = COMMANDS, prog: str = "imbert-eval", description: str | None = __doc__
@@ -99,7 +102,7 @@ def build_parser(
         if hasattr(command, "figure"):
             sub.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a picture")
         command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, shared=getattr(command, "SHARED", False))
     return parser
 
 
@@ -107,13 +110,17 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
     """Runs a command of what build_parser(**parser_of) makes."""
     parser = build_parser(**parser_of)
     args = parser.parse_args(argv)
-    run = vars(args).pop("run")
+    run, shared = vars(args).pop("run"), vars(args).pop("shared")
     vars(args).pop("_given", None)
     files = {name: path for name in FILES if (path := getattr(args, name, None)) is not None}
+    if not processes.is_main():
+        files, args.quiet = {}, True
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     journal = Journal()
     try:
+        if processes.count() > 1 and not shared:
+            raise ValueError(f"{args.command} is not shared among processes; run it as one process.")
         for name, path in files.items():
             check_destination(path, f"--{name}", FILES[name])
         check_apart(files)
@@ -128,12 +135,15 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
         if "output" in files and not is_stream(files["output"]):
             common = {"device": getattr(args, "device", None), "versions": machine["versions"]}
             journal = Journal(Path(os.path.realpath(files["output"]) + ".parts"), common)  # beside what a link names
+        journal.common, journal.parts = processes.of_main((journal.common, journal.parts))
         report = run(args, journal)
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         kept = f"; finished parts are kept in {journal.path}, the same command goes on" if journal.path else ""
         sys.exit(f"{parser.prog}: interrupted{kept}")
+    if not processes.is_main():
+        return
     writers = {
         "output": lambda path: write_json(path, {"settings": settings | machine, **report.data}),
         "export": lambda path: write_csv(path, report.pairs),

@@ -3,16 +3,11 @@
 Every process runs on this machine's CPU and speaks gloo.
 """
 
-import contextlib
 import itertools
 import json
-import os
 import random
 import shutil
 import socket
-import subprocess
-import sys
-import time
 from functools import cache
 from pathlib import Path
 
@@ -27,46 +22,11 @@ from tiny import NO_DROPOUT
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
-psutil = pytest.importorskip("psutil")
+pytest.importorskip("psutil")
 
-from finetuning import SCRIPT, glue, results_of  # noqa: E402
-from robust_losses import DEFENCES  # noqa: E402
-
-
-ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"  # what the commands of these names run
-
-
-def run_together(folder, *commands, timeout=300):
-    """Runs modules, each with its arguments, at once. Where one fails or time is up, all end, and what they started."""
-    own = [str(ROOT / name) for name in (".", "tests", "examples")]
-    path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
-    logs = [folder / f"{i}.log" for i in range(len(commands))]
-    processes = []
-    try:
-        for words, log in zip(commands, logs, strict=True):
-            command = [sys.executable, "-m", *map(str, words)]
-            with log.open("w") as file:
-                processes.append(
-                    subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, env=os.environ | environment)
-                )
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            codes = [process.poll() for process in processes]
-            if None not in codes or any(codes):
-                break
-            time.sleep(0.1)
-        codes = [process.poll() for process in processes]
-    finally:
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for child in (*psutil.Process(process.pid).children(recursive=True), process):
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        child.kill()
-            process.wait()
-    # A code is None where time was up.
-    assert all(code == 0 for code in codes), codes + [f"{log}: {log.read_text()[-3000:]}" for log in logs]
+from finetuning import SCRIPT, glue, results_of
+from launching import ACCELERATE, TORCHRUN, run_together
+from robust_losses import DEFENCES
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from imbert_hf.evaluation.report import Journal, Report, explained, percent, tab
 
 
 HELP = "accuracy on attacked texts, AdvGLUE or your own, and how two models differ"
+SHARED = True  # among the processes of a launch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from imbert_hf.evaluation.data.classifier import Classifier, length_sorted
 from imbert_hf.evaluation.data.tasks import Row
+from imbert_hf.evaluation.processes import share
 from imbert_hf.evaluation.report import at_least
 
 
@@ -198,8 +198,8 @@ def attacked(
     encodings = classifier.encode([row.texts for row in rows])
     survived = numpy.zeros(len(rows), dtype=bool)
     device = classifier.model.device
-    bar = tqdm(total=len(rows), desc=f"{classifier.name}, radius {radius:g}", leave=False, disable=not progress)
-    for chosen in length_sorted(encodings, batch_size):
+
+    def survivors(chosen: list[int]) -> numpy.ndarray:
         batch = classifier.collate([encodings[i] for i in chosen])
         labels = torch.tensor([rows[i].label for i in chosen], device=device)
         with torch.no_grad():
@@ -208,9 +208,12 @@ def attacked(
             right = margin(classifier.logits(batch), labels) >= 0  # an attacker may also change nothing
             with moved_embeddings(classifier.model, delta.to(device)):
                 right &= margin(classifier.logits(batch), labels) >= 0
-        survived[chosen] = right.cpu().numpy()
-        bar.update(len(chosen))
-    bar.close()
+        return right.cpu().numpy()
+
+    batches = length_sorted(encodings, batch_size)
+    found = share(survivors, batches, name=f"{classifier.name}, radius {radius:g}", progress=progress)
+    for chosen, right in zip(batches, found, strict=True):
+        survived[chosen] = right
     return survived
 
 

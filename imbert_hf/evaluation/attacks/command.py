@@ -33,6 +33,7 @@ from imbert_hf.evaluation.statistics import accuracy_interval, paired_difference
 
 
 HELP = "attacks on the models themselves, and natural noise"
+SHARED = True  # among the processes of a launch
 SECTIONS = {"embedding": "embedding", "character": "query", "word": "query", "noise": "noise"}  # of the JSON
 CHUNK = 64  # rows of a query attack that are kept together
 

@@ -29,6 +29,7 @@ from imbert_hf.evaluation.attacks.ascent import (
 )
 from imbert_hf.evaluation.data.classifier import Classifier, length_sorted, predict
 from imbert_hf.evaluation.data.tasks import Row
+from imbert_hf.evaluation.processes import share
 from imbert_hf.evaluation.report import Keep, compute_now, finite
 from imbert_hf.evaluation.statistics import accuracy_interval
 
@@ -101,7 +102,7 @@ def embedding_attack(
     errors: list[float | None] = []
     for radius in (0.0, radii[len(radii) // 2]):
         point: dict[str, Any] = {"radius": radius, "seed": attack.seed, "batch_size": batch_size}
-        errors += keep({"gradient": 0, **point}, partial(gradient_errors, classifier, rows, **point))
+        errors += keep({"gradient": 1, **point}, partial(gradient_errors, classifier, rows, **point))
     gold = [row.label for row in rows]
     labels = predict(classifier, [row.texts for row in rows], batch_size=batch_size, residuals="none").labels
     clean = float(numpy.mean(labels == gold))
@@ -130,8 +131,9 @@ def gradient_errors(
     errors: list[float | None] = [None] * len(rows)
     encodings = classifier.encode([row.texts for row in rows])
     model = classifier.model
-    generator = torch.Generator().manual_seed(seed)
-    for chosen in length_sorted(encodings, batch_size):
+
+    def of_batch(chosen: list[int]) -> list[float | None]:
+        generator = torch.Generator().manual_seed(seed)
         batch = classifier.collate([encodings[i] for i in chosen])
         labels = torch.tensor([rows[i].label for i in chosen], device=model.device)
         words = words_of(classifier, batch)[..., None]
@@ -150,7 +152,11 @@ def gradient_errors(
                     with moved_embeddings(model, delta + side):
                         ends.append(margin(classifier.logits(batch), labels))
                 found = ((ends[0] - ends[1]) / (norm(gradient) * 2e-3 * size) - 1).abs()
-        for i, error in zip(chosen, finite(found), strict=True):
+        return finite(found)
+
+    batches = length_sorted(encodings, batch_size)
+    for chosen, found in zip(batches, share(of_batch, batches), strict=True):
+        for i, error in zip(chosen, found, strict=True):
             errors[i] = error
     return errors
 

@@ -46,6 +46,7 @@ from imbert_hf.evaluation.statistics import paired_difference
 
 
 HELP = "does a classifier hold up? noise and attacks in one table"
+SHARED = True  # among the processes of a launch
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SOLVED, ITERATIONS = 16, 12  # texts and iterations of the page's curves
 

@@ -8,7 +8,6 @@ import numpy
 import torch
 from scipy.special import softmax
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from imbert_hf.evaluation.data.loading import (
@@ -20,6 +19,7 @@ from imbert_hf.evaluation.data.loading import (
     longest_input,
 )
 from imbert_hf.evaluation.data.tasks import Task, plain_name
+from imbert_hf.evaluation.processes import share
 from imbert_hf.evaluation.report import at_least
 
 
@@ -263,14 +263,21 @@ def predict(
     batches = length_sorted(encodings, batch_size)
     every = {"all": 1, "sample": 4, "none": 0}[residuals] if classifier.implicit else 0
     logits: Any = numpy.zeros((len(texts), len(classifier.order)), dtype=numpy.float32)
-    measured: list[numpy.ndarray] = []
-    for number, rows in enumerate(tqdm(batches, desc=classifier.name, leave=False, disable=not (progress and batches))):
-        batch = classifier.collate([encodings[i] for i in rows])
+
+    def answer(number: int) -> list[numpy.ndarray]:
+        batch = classifier.collate([encodings[i] for i in batches[number]])
         measure = every > 0 and number % every == min(every // 2, len(batches) - 1)
         outputs = classifier.model(**batch, **({"output_im_statistics": True} if measure else {}))
-        logits[rows] = classifier.aligned(outputs.logits).cpu().numpy()
+        found = [classifier.aligned(outputs.logits)]
         if measure:
-            measured.append(torch.stack(outputs.im_residuals, dim=1).float().cpu().numpy())
+            found.append(torch.stack(outputs.im_residuals, dim=1).float())
+        return [of.cpu().numpy() for of in found]
+
+    measured: list[numpy.ndarray] = []
+    answers = share(answer, range(len(batches)), name=classifier.name, progress=progress)
+    for rows, (of_rows, *residuals_of_rows) in zip(batches, answers, strict=True):
+        logits[rows] = of_rows
+        measured += residuals_of_rows
     if broken := int((~numpy.isfinite(logits).all(axis=1)).sum()):
         raise ValueError(f"model {classifier.path} gives logits that are not finite for {broken} of {len(texts)} rows.")
     if not measured:

@@ -1,0 +1,46 @@
+"""Modules run as commands beside one another, which may be launchers of processes of their own."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"  # what the commands of these names run
+
+
+def run_together(folder, *commands, timeout=300):
+    """Runs modules, each with its arguments, at once. Where one fails or time is up, all end, and what they started."""
+    own = [str(ROOT / name) for name in (".", "tests", "examples")]
+    path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
+    logs = [folder / f"{i}.log" for i in range(len(commands))]
+    processes = []
+    try:
+        for words, log in zip(commands, logs, strict=True):
+            command = [sys.executable, "-m", *map(str, words)]
+            with log.open("w") as file:
+                processes.append(
+                    subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, env=os.environ | environment)
+                )
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            codes = [process.poll() for process in processes]
+            if None not in codes or any(codes):
+                break
+            time.sleep(0.1)
+        codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in (*psutil.Process(process.pid).children(recursive=True), process):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.kill()
+            process.wait()
+    # A code is None where time was up.
+    assert all(code == 0 for code in codes), codes + [f"{log}: {log.read_text()[-3000:]}" for log in logs]
