@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
     save(folder / "bert", bert(LABELS))
     save(folder / "im-bert", imbert(LABELS, im_layers=[-1], seed=1))
     save(folder / "xlnet", XLNetForSequenceClassification(config).eval())  # which no gradient attack takes
-    rows = [f"w{i} w{7 * i} w{3 * i},w{i} w{7 * i},{LABELS[i % 3]}" for i in range(11)]
+    rows = [f"w{i} w{7 * i}{' w1' * i},w{i} w{7 * i},{LABELS[i % 3]}" for i in range(11)]  # each of another length
     (folder / "tickets.csv").write_text("\n".join(["body,before,label", *rows]) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
