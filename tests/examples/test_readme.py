@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import classifiers
 import pytest
 import torch
 from finetuning import WORDS
@@ -15,6 +16,7 @@ from finetuning import WORDS
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TESTS = (ROOT / "tests/README.md").read_text(encoding="utf-8")
+EXAMPLES = (ROOT / "examples/README.md").read_text(encoding="utf-8")
 PAGES = [
     *("README.md", ".github/CONTRIBUTING.md"),
     *(f"{folder}/README.md" for folder in ("imbert_hf", "model_cards", "model_cards/study", "examples", "tests")),
@@ -79,6 +81,26 @@ def test_the_python_blocks_run_in_order(in_bash, bert):
     with torch.no_grad():
         expected = namespace["model"](**tokens).logits
     torch.testing.assert_close(torch.tensor(namespace["logits"]), expected, atol=1e-4, rtol=0)
+
+
+def test_many_rows_are_scored_from_parquet(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    texts = [" ".join(classifiers.WORDS[i : i + 1 + i % 9]) for i in range(70)]
+    model = classifiers.imbert(im_layers=[-1])
+    with torch.no_grad():  # so that each label is predicted
+        logits = model(**classifiers.tokenizer()(texts, padding=True, return_tensors="pt")).logits
+        model.classifier.bias -= logits.median(dim=0).values
+    classifiers.save("my-imbert", model)
+    datasets.Dataset.from_dict({"id": range(70), "text": texts}).to_parquet("texts.parquet")
+    (block,) = re.findall(r"^```python\n(.*?)^```", EXAMPLES, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(block, "examples/README.md", "exec"), namespace := {})
+    scored = datasets.Dataset.from_parquet("scored.parquet", cache_dir=str(tmp_path / "cache"))
+    assert (list(scored["id"]), list(scored["text"])) == (list(range(70)), texts)
+    alone = [namespace["score"]({"text": [text]})["prediction"][0] for text in texts]
+    assert list(scored["prediction"]) == alone
+    assert set(alone) == {0, 1}
 
 
 def test_from_a_csv_to_does_it_hold_up(in_bash, bert, tmp_path):
