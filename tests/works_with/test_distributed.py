@@ -6,6 +6,7 @@ Every process runs on this machine's CPU and speaks gloo.
 import itertools
 import json
 import random
+import re
 import shutil
 import socket
 from functools import cache
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import classifiers
 import distributed_worker as worker
+import fsdp_worker
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,7 +27,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("psutil")
 
 from finetuning import SCRIPT, glue, results_of
-from launching import ACCELERATE, TORCHRUN, run_together
+from launching import ACCELERATE, ROOT, TORCHRUN, run_together
 from robust_losses import DEFENCES
 
 
@@ -209,3 +211,14 @@ def test_the_example_resumed_under_accelerate(example, runs):
     run_together(folder, (ACCELERATE, "--multi_gpu", "--num_processes", 2, SCRIPT, *words))
     assert results_of(folder / "resumed")["steps_timed"] == 3
     assert_same_run(one, folder / "resumed")
+
+
+def test_the_example_under_fsdp2(example, runs):
+    folder, arguments = example
+    page = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    flags = (
+        re.search(r"accelerate launch (--use_fsdp .*?)--num_machines", page, re.DOTALL)[1].replace("\\\n", "").split()
+    )
+    words = [word for word in arguments(folder / "fsdp2", processes=2) if word != "--use_cpu"]
+    run_together(folder, (ACCELERATE, *flags, "--num_processes", 2, fsdp_worker.__file__, *words))
+    assert_same_run(runs[0], folder / "fsdp2")
