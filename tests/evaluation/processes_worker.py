@@ -1,6 +1,6 @@
 """One of several processes that run commands of imbert-eval together, as test_processes.py tells them to.
 
-torchrun starts it with a JSON file that holds, for each command, the arguments of every process. What this process
+A launcher starts it with a JSON file that holds, for each command, the arguments of every process. What this process
 said, and the codes with which the commands ended, go to the same name with its rank.
 """
 

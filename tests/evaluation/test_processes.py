@@ -17,7 +17,7 @@ from imbert_hf.evaluation.report import Journal
 pytest.importorskip("accelerate")
 pytest.importorskip("psutil")
 
-from launching import TORCHRUN, run_together
+from launching import ACCELERATE, run_together
 
 
 LABELS = ("billing", "technical", "other")
@@ -82,7 +82,7 @@ def together(folder, tmp_path_factory):
     commands |= {name: [main, other or main] for name, (main, other, _) in REFUSED.items()}
     (there / "commands.json").write_text(json.dumps(commands))
     worker = Path(processes_worker.__file__)
-    run_together(there, (TORCHRUN, "--standalone", "--nproc_per_node", 2, worker, "commands.json"))
+    run_together(there, (ACCELERATE, "--multi_gpu", "--num_processes", 2, worker, "commands.json"))
     return there, [json.loads((there / f"commands.{rank}").read_text()) for rank in range(2)]
 
 

@@ -245,7 +245,7 @@ def length_sorted(encodings: Sequence[dict[str, list[int]]], batch_size: int) ->
 def predict(
     classifier: Classifier, texts: Texts, *, batch_size: int = 32, residuals: str = "sample", progress: bool = False
 ) -> Prediction:
-    """Predictions in the order of `texts`, from batches sorted by length.
+    """Predictions in the order of `texts`, from batches sorted by length, which the processes of a launch share.
 
     Args:
         classifier: of load_classifier.
