@@ -125,9 +125,10 @@ def _number(residual: float | None) -> str:
 
 
 def _picture(solves: Sequence[Solve], iterations: int) -> str:
-    from matplotlib import rc_context  # here: it would take a second of the start
+    from matplotlib import rcParams  # here: it would take a second of the start
     from matplotlib.figure import Figure
 
+    rcParams["svg.fonttype"] = "none"  # text stays text
     figure = Figure(figsize=(5.4, 2.9))
     axes = figure.subplots()
     for found in solves:
@@ -142,8 +143,7 @@ def _picture(solves: Sequence[Solve], iterations: int) -> str:
     axes.tick_params(which="both", colors=INK)
     axes.spines[:].set_color(INK)
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none"}):  # text stays text
-        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight")
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight")
     svg = buffer.getvalue().replace(INK, "currentColor")
     label = 'role="img" aria-label="Relative residual against iterations; the same in words below"'
     return svg[svg.index("<svg") :].replace("<svg", f"<svg {label}", 1)

@@ -87,6 +87,10 @@ class Parser(command_line.Parser):
     def exit(self, status=0, message=None):
         processes.end(status, message or "")
 
+    def _print_message(self, message, file=None):
+        if processes.is_main():
+            super()._print_message(message, file)
+
 
 def build_parser(
     commands: Mapping[str, Any] = COMMANDS, prog: str = "imbert-eval", description: str | None = __doc__
@@ -141,7 +145,7 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
         parser.error(str(error))
     except KeyboardInterrupt:
         kept = f"; finished parts are kept in {journal.path}, the same command goes on" if journal.path else ""
-        sys.exit(f"{parser.prog}: interrupted{kept}")
+        sys.exit(f"{parser.prog}: interrupted{kept}" if processes.is_main() else 1)
     if not processes.is_main():
         return
     writers = {
@@ -168,7 +172,3 @@ def write_picture(path: Path, report: Report) -> None:
     if report.figure is not None:
         figure = report.figure()
         write_whole(path, lambda part: pictures.write(figure, part, dpi=150))
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@ others, or that it ends: then all end.
 
 import atexit
 import os
+import pickle
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -22,7 +23,7 @@ _state: Any = None  # accelerate's PartialState; None: this process is alone
 def join() -> None:
     """Makes this process one of those that its launcher started. Without it each works alone."""
     global _state
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from accelerate import PartialState
 
         _state = PartialState(cpu=True)  # of what they tell each other nothing lies on a device
@@ -48,19 +49,36 @@ def share(work: Callable[[T], R], items: Sequence[T], *, name: str = "", progres
         items: the same in every process.
         name: of the bar that `progress` shows, over the items of this process.
     """
-    first = _state.process_index if _state else 0
+    own = items[_state.process_index :: count()] if _state else items
+    bar = tqdm(own, desc=name, leave=False, disable=not (progress and items))
+    if _state is None:
+        return [work(item) for item in bar]
     done: list[R] = []
     failed = None
     try:
-        for item in tqdm(items[first :: count()], desc=name, leave=False, disable=not (progress and items)):
+        for item in bar:
             done.append(work(item))
     except Exception as error:
-        failed = error
+        failed = _sent(error)
     found = _meet((done, failed))
     failures = {len(done) * count() + i: error for i, (done, error) in enumerate(found) if error is not None}
     if failures:
         raise failures[min(failures)]  # the one that a process alone would have met
     return [found[i % count()][0][i // count()] for i in range(len(items))]
+
+
+def _sent(error: Exception) -> Exception:
+    """The error, or its words where it cannot be sent."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def agree(name: str) -> None:
+    """Ends all processes where `name`, which tells what each is about to do, is not the same in all."""
+    if len({*_meet(name)}) > 1:
+        end(2, "imbert-eval: error: the processes have other models, data or arguments than one another.\n")
 
 
 def of_main(value: T) -> T:
@@ -70,7 +88,7 @@ def of_main(value: T) -> T:
 
 def end(status: int, message: str = "") -> NoReturn:
     """Ends all processes, once the main one has said why, whichever knew first."""
-    if is_main():
+    if message and is_main() and sys.stderr:
         sys.stderr.write(message)
     while None in [why for _, why in _gather((None, (status, message)))]:
         pass  # others have yet to hear of it
@@ -91,4 +109,7 @@ def _gather(value: Any) -> list[Any]:
         return [value]
     from accelerate.utils import gather_object
 
-    return gather_object([value])
+    try:
+        return gather_object([value])
+    except RuntimeError as error:  # of gloo; no attack's failure
+        sys.exit(f"imbert-eval: another process has ended: {error}")

@@ -78,13 +78,17 @@ class Journal:
     def part(self, key: dict[str, Any], compute: Callable[[], Any]) -> Any:
         """The value kept under `key`, or else what `compute` returns, a value that JSON can hold."""
         name = hashlib.sha256(json.dumps([key, self.common], sort_keys=True, default=str).encode()).hexdigest()
+        processes.agree(name)
         if name not in self.parts:
             self.parts[name] = json.loads(json.dumps(processes.of_main(compute())))  # times differ
-            if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
-                    # A first newline ends a line that was cut short.
-                    file.write("\n" + json.dumps({"part": name, "value": self.parts[name]}) + "\n")
+            line = json.dumps({"part": name, "value": self.parts[name]})
+            processes.share(self._write, [line])  # of which the main process is the first
         return self.parts[name]
+
+    def _write(self, line: str) -> None:
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"\n{line}\n")  # a first newline ends a line that was cut short
 
     def remove(self) -> None:
         if self.path is not None:

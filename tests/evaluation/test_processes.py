@@ -1,13 +1,17 @@
 """Two processes of one launch: the files of a run are those of one process, and a refusal is said once."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import processes_worker
 import pytest
 from classifiers import bert, imbert, save
-from transformers import XLNetConfig, XLNetForSequenceClassification
+from tiny import lively
+from transformers import BertForMaskedLM, XLNetConfig, XLNetForSequenceClassification
 
 from imbert_hf.evaluation import cli, processes
 from imbert_hf.evaluation.check import command
@@ -17,7 +21,7 @@ from imbert_hf.evaluation.report import Journal
 pytest.importorskip("accelerate")
 pytest.importorskip("psutil")
 
-from launching import ACCELERATE, run_together
+from launching import ACCELERATE, ROOT, free_port, run_together
 
 
 LABELS = ("billing", "technical", "other")
@@ -31,6 +35,8 @@ RUNS = {
     "resumed": ["check", *MODELS[:2], *OWN, "--budget", "2s", "--output", "resumed.json"],
     "attack": ["attack", *MODELS[:2], *OWN, "--max-rows", "5", "--radii", "0.1", "--steps", "2", "--kinds", "swap",
                "--output", "attack.json"],
+    "word": ["attack", *MODELS[2:4], *OWN, "--max-rows", "5", "--attack", "word", "--masked-lm", "words", "--output",
+             "word.json"],
     "advglue": ["advglue", *MODELS[2:4], *OWN, "--original-column", "before", "--residuals", "all", "--output",
                 "adv.json"],
 }  # fmt: skip
@@ -44,6 +50,11 @@ REFUSED = {
         ["none.csv" if word == "tickets.csv" else word for word in CHECK],
         "none.csv cannot be read: No such file or directory.",
     ),
+    "other models": (
+        [*CHECK[:2], "bert", *OWN, "--rows", "3"],
+        [*CHECK[:2], "im-bert", *OWN, "--rows", "3"],
+        "the processes have other models, data or arguments than one another.",
+    ),
     "cost": (["cost", "--model", "bert"], None, "cost is not shared among processes; run it as one process."),
 }
 
@@ -56,6 +67,7 @@ def folder(tmp_path_factory):
     config = XLNetConfig(vocab_size=99, d_model=16, n_layer=1, n_head=2, d_inner=16, **labels)
     save(folder / "bert", bert(LABELS))
     save(folder / "im-bert", imbert(LABELS, im_layers=[-1], seed=1))
+    save(folder / "words", lively(BertForMaskedLM(bert(LABELS).config)).eval())
     save(folder / "xlnet", XLNetForSequenceClassification(config).eval())  # which no gradient attack takes
     rows = [f"w{i} w{7 * i}{' w1' * i},w{i} w{7 * i},{LABELS[i % 3]}" for i in range(11)]  # each of another length
     (folder / "tickets.csv").write_text("\n".join(["body,before,label", *rows]) + "\n")
@@ -74,7 +86,7 @@ def folder(tmp_path_factory):
 def together(folder, tmp_path_factory):
     """The folder in which two processes ran the same, and what each of them said."""
     there = tmp_path_factory.mktemp("together")
-    for name in ("bert", "im-bert", "xlnet"):
+    for name in ("bert", "im-bert", "xlnet", "words"):
         (there / name).symlink_to(folder / name)
     for name in ("tickets.csv", "resumed.json.parts"):
         shutil.copy(folder / name, there)
@@ -115,6 +127,31 @@ def test_a_refusal_is_said_once_and_ends_all(name, together):
     (said,) = main[name]["err"].splitlines()
     assert said.endswith(REFUSED[name][-1])
     assert (main[name]["code"], other[name]["code"], other[name]["err"]) == (2, 2, "")
+
+
+def test_a_process_that_dies_ends_the_other(tmp_path):
+    """By itself: no attack takes the failure for its own, whichever catches what its model raises."""
+    code = """
+import os
+from imbert_hf.evaluation import processes
+processes.join()
+try:
+    processes.share(lambda item: os._exit(3) if processes._state.process_index else item, range(2))
+except Exception:
+    print("caught")
+"""
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=os.environ | environment | {"RANK": str(rank)}, cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    (out, err), _ = (child.communicate(timeout=120) for child in children)
+    assert [child.returncode for child in children] == [1, 3]
+    assert out == ""
+    assert "imbert-eval: another process has ended" in err
 
 
 def test_a_process_alone_shares_with_nobody():

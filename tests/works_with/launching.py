@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,12 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"  # what the commands of these names run
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def run_together(folder, *commands, timeout=300):

@@ -8,7 +8,6 @@ import json
 import random
 import re
 import shutil
-import socket
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +26,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("psutil")
 
 from finetuning import SCRIPT, glue, results_of
-from launching import ACCELERATE, ROOT, TORCHRUN, run_together
+from launching import ACCELERATE, ROOT, TORCHRUN, free_port, run_together
 from robust_losses import DEFENCES
 
 
@@ -154,11 +153,8 @@ def runs(example):
     """Folders of the example's run on one process, and of that on two nodes of one process, each with its own disk."""
     folder, arguments = example
     glue.main(arguments(folder / "one", processes=1))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # As the README has it.
-    meeting = ["--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port]
+    meeting = ["--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", free_port()]
     disks = [folder / "node0", folder / "node1"]
     nodes = [(TORCHRUN, "--nnodes", 2, "--node_rank", rank, *meeting, SCRIPT) for rank in range(2)]
     run_together(folder, *((*n, *arguments(disk, processes=2)) for n, disk in zip(nodes, disks, strict=True)))

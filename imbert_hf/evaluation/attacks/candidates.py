@@ -4,12 +4,14 @@ import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForMaskedLM
 
 from imbert_hf.evaluation.data.loading import fingerprint, load_pretrained
+from imbert_hf.evaluation.processes import share
 from imbert_hf.evaluation.report import at_least
 
 
@@ -101,13 +103,11 @@ class MaskedLanguageModel:
     tokenizer: Any = field(repr=False)
     word_start: str = field(repr=False)
 
-    @torch.inference_mode()
     def propose(self, texts: Text, words: Sequence[Word]) -> list[list[str]]:
-        found: list[list[str]] = []
-        for i in range(0, len(words), self.batch_size):
-            found += self._predictions(texts, words[i : i + self.batch_size])
-        return found
+        batches = [words[i : i + self.batch_size] for i in range(0, len(words), self.batch_size)]
+        return [of_word for batch in share(partial(self._predictions, texts), batches) for of_word in batch]
 
+    @torch.inference_mode()
     def _predictions(self, texts: Text, words: Sequence[Word]) -> list[list[str]]:
         mask = self.tokenizer.mask_token
         sentences = [texts[w.field] for w in words]
