@@ -2,6 +2,7 @@
 
 python tests/benchmarks/run.py targets --model outputs/sst2-im-bert --task sst2 --data validation.jsonl
 python tests/benchmarks/run.py references --model google-bert/bert-base-uncased --iterations 3
+python tests/benchmarks/run.py serving
 """
 
 import sys
@@ -11,12 +12,13 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2] / "examples"))  # FreeLB, R3F and R-Drop are examples
 
 import references_command
+import serving_command
 import targets_command
 
 from imbert_hf.evaluation.cli import main
 
 
-COMMANDS = {"targets": targets_command, "references": references_command}
+COMMANDS = {"targets": targets_command, "references": references_command, "serving": serving_command}
 
 
 def run(argv: list[str] | None = None) -> None:
