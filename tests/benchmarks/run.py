@@ -3,6 +3,7 @@
 python tests/benchmarks/run.py targets --model outputs/sst2-im-bert --task sst2 --data validation.jsonl
 python tests/benchmarks/run.py references --model google-bert/bert-base-uncased --iterations 3
 python tests/benchmarks/run.py serving
+python tests/benchmarks/run.py growth
 """
 
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))  # FreeLB, R3F and R-Drop are examples
 
+import growth_command
 import references_command
 import serving_command
 import targets_command
@@ -18,7 +20,12 @@ import targets_command
 from imbert_hf.evaluation.cli import main
 
 
-COMMANDS = {"targets": targets_command, "references": references_command, "serving": serving_command}
+COMMANDS = {
+    "targets": targets_command,
+    "references": references_command,
+    "serving": serving_command,
+    "growth": growth_command,
+}
 
 
 def run(argv: list[str] | None = None) -> None:
