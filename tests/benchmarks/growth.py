@@ -4,7 +4,7 @@ One of the four varies, the others stay at BASE, and every point is measured bes
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -56,27 +56,40 @@ def pair(model: Any, point: Point) -> list[Variant]:
     return [bert, replace(bert, name="IM-BERT", kind="IM-BERT", model=model, floor=whole, fields=fields)]
 
 
-def measure_point(model: Any, point: Point, repeats: int, seed: int = 0) -> dict[str, Any]:
-    """By phase and measure: of BERT and of IM-BERT, in seconds or bytes, and their ratio; and the floor of the time."""
-    batch = make_batch(model, None, None, point["batch"], point["length"], seed)
-    bert, ours = variants = pair(model, point)
+def measure(model: Any, points: Sequence[Point], repeats: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Of each point, by phase: time, seconds of BERT and of IM-BERT in each round, their medians and ratio, and the
+    floor of it; memory, the bytes of both, and their ratio. A round runs all points, whose times are then neighbours.
+    """
+    pairs = [pair(model, point) for point in points]
+    batches = [make_batch(model, None, None, point["batch"], point["length"], seed) for point in points]
     actions = {
-        (v.name, phase): partial(timed, v, batch, phase == "training")  # type: ignore[misc]
+        (k, variant.name, phase): partial(timed, variant, batch, phase == "training")
+        for k, (variants, batch) in enumerate(zip(pairs, batches, strict=True))
         for phase in PHASES
-        for v in variants
+        for variant in variants
     }
     interleave(actions, 1)
     seconds = interleave(actions, repeats)
-    return {phase: _phase(phase, bert, ours, batch, seconds) for phase in PHASES}
+    return [
+        {phase: _phase(phase, *pairs[k], batches[k], partial(_rounds, seconds, k, phase)) for phase in PHASES}
+        for k in range(len(points))
+    ]
 
 
-def _phase(phase: str, bert: Variant, ours: Variant, batch: Batch, seconds: Mapping[Any, list[float]]) -> dict:
-    times = {variant.name: seconds[variant.name, phase] for variant in (bert, ours)}
-    bytes_ = {variant.name: peak_bytes(variant, batch, phase == "training") for variant in (bert, ours)}
-    time = {name: float(numpy.median(found)) for name, found in times.items()}
+def _rounds(seconds: Mapping[Any, list[float]], k: int, phase: str, name: str) -> list[float]:
+    return seconds[k, name, phase]
+
+
+def _phase(phase: str, bert: Variant, ours: Variant, batch: Batch, rounds: Callable[[str], list[float]]) -> dict:
+    seconds = {variant.name: rounds(variant.name) for variant in (bert, ours)}
+    held = {variant.name: peak_bytes(variant, batch, phase == "training") for variant in (bert, ours)}
+    medians = {name: float(numpy.median(found)) for name, found in seconds.items()}
+    spread = ratio(seconds["IM-BERT"], seconds["BERT"]) | {"seconds": seconds}
     least = getattr(ours.floor, phase) / getattr(bert.floor, phase)
-    time |= {"floor": least} | ratio(times["IM-BERT"], times["BERT"])
-    return {"time": time, "memory": {**bytes_, "ratio": bytes_["IM-BERT"] / bytes_["BERT"]}}
+    return {
+        "time": {**medians, **spread, "floor": least},
+        "memory": {**held, "ratio": held["IM-BERT"] / held["BERT"]},
+    }
 
 
 def growth(
@@ -85,30 +98,30 @@ def growth(
     """What grows with each of VARIED.
 
     Returns:
-        By name of VARIED: points, each its value and what measure_point returns; exponents, by phase and measure BERT's
-        and IM-BERT's, None where a value is 0.
+        By name of VARIED: points, each its value and what `measure` returns; and exponents.
     """
-    points = {name: [{**BASE, name: value} for value in values] for name, values in VARIED.items()}
-    shown = tqdm(total=sum(map(len, points.values())), desc="points", disable=not progress, leave=False)
     found = {}
-    for name, of_name in points.items():
-        measured = []
-        for point in of_name:
-            key = {"measure": "growth", "point": point, "shape": SHAPE, "repeats": repeats, "seed": seed}
-            compute = partial(measure_point, model, point, repeats, seed)
-            measured.append({"value": point[name], **keep(key | {"threads": torch.get_num_threads()}, compute)})
-            shown.update()
-        found[name] = {"points": measured, "exponents": exponents(measured)}
+    for name, values in tqdm(VARIED.items(), "growth", disable=not progress, leave=False):
+        points = [{**BASE, name: value} for value in values]
+        key = {"measure": "growth", "points": points, "shape": SHAPE, "repeats": repeats, "seed": seed}
+        compute = partial(measure, model, points, repeats, seed)
+        measured = keep(key | {"threads": torch.get_num_threads()}, compute)
+        kept = [{"value": value, **of_value} for value, of_value in zip(values, measured, strict=True)]
+        found[name] = {"points": kept, "exponents": exponents(kept)}
     return found
 
 
 def exponents(points: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """The slopes of log(measure) over log(value) between the last two points, by phase, measure and model."""
+    """The slopes of log(measure) over log(value) between the last two points, by phase, measure and model.
+
+    Of a time the median over rounds of the slope within each.
+    """
     before, last = points[-2:]
     step = math.log(last["value"] / before["value"])
 
     def slope(phase: str, measure: str, name: str) -> float:
-        return math.log(last[phase][measure][name] / before[phase][measure][name]) / step
+        ends = [point[phase][measure].get("seconds", point[phase][measure])[name] for point in (before, last)]
+        return float(numpy.median(numpy.log(numpy.divide(ends[1], ends[0])))) / step
 
     return {
         phase: {measure: {name: slope(phase, measure, name) for name in ("BERT", "IM-BERT")} for measure in MEASURES}

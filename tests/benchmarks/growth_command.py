@@ -54,27 +54,30 @@ def rows(data: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def figure(data: dict[str, Any]) -> Figure:
-    """A line of panels for each of what grows: time and memory, as ratios to BERT's."""
-    draws = [partial(_draw, data["growth"][name], name, what) for name in data["growth"] for what in growth.MEASURES]
-    picture = panels_of(draws, width=3.2, columns=len(growth.MEASURES))
-    handles = [*picture.axes[0].get_legend_handles_labels()[0]]
-    picture.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize="small")
+    """A panel for each of what grows: ratios to BERT's, both axes logarithmic where no value is 0."""
+    picture = panels_of([partial(_draw, found, name) for name, found in data["growth"].items()], 2.0, columns=1)
+    handles = picture.axes[0].get_legend_handles_labels()[0]
+    picture.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small")
     return picture
 
 
-def _draw(found: dict[str, Any], name: str, measure: str, axes: Any) -> None:
+def _draw(found: dict[str, Any], name: str, axes: Any) -> None:
     points = found["points"]
     values = [point["value"] for point in points]
     for phase, colour in COLOURS.items():
-        of_phase = [point[phase][measure] for point in points]
-        axes.plot(values, [one["ratio"] for one in of_phase], "o-", color=colour, label=TITLES[phase], markersize=4)
-        if measure == "time":
-            floors = [one["floor"] for one in of_phase]
-            axes.plot(values, floors, "--", color=colour, alpha=0.6, label=f"{TITLES[phase]}: floor")
-    axes.axhline(1, color="black", linewidth=1)
+        times, memory = ([point[phase][measure] for point in points] for measure in growth.MEASURES)
+        for style, what, ratios in (
+            ("o-", "time", [one["ratio"] for one in times]),
+            ("--", "floor of the time", [one["floor"] for one in times]),
+            ("x:", "memory", [one["ratio"] for one in memory]),
+        ):
+            axes.plot(values, ratios, style, color=colour, label=f"{TITLES[phase]}: {what}", markersize=4, alpha=0.8)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_yscale("log", base=2)
+    axes.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    axes.set_ylim(0.8, 18)
     if 0 not in values:
         axes.set_xscale("log", base=2)
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
-    axes.set_ylim(0)
-    axes.set(xlabel=AXES[name], ylabel=f"{measure} / BERT")
+    axes.set(xlabel=AXES[name], ylabel="IM-BERT / BERT")

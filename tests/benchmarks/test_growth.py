@@ -41,7 +41,7 @@ def test_every_point_is_measured_beside_bert(found):
     for of_name in found["growth"].values():
         for point in of_name["points"]:
             for phase in growth.PHASES:
-                assert len(point[phase]["time"]["seconds"]) == 2
+                assert [len(point[phase]["time"]["seconds"][name]) for name in ("BERT", "IM-BERT")] == [2, 2]
                 memory = point[phase]["memory"]
                 assert memory["ratio"] == memory["IM-BERT"] / memory["BERT"]
 
@@ -63,8 +63,10 @@ def test_training_needs_more_memory_the_more_rows(found):
 
 def test_exponents_of_known_powers():
     def point(n):
-        both = {"BERT": 5.0 * n, "IM-BERT": 2.0 * n**2}
-        return {"value": n, **{phase: {"time": both, "memory": both} for phase in growth.PHASES}}
+        bytes_ = {"BERT": 5.0 * n, "IM-BERT": 2.0 * n**2}
+        slow = [1, 30, 2]  # rounds: what slows one slows both points
+        time = {"seconds": {name: [factor * value for factor in slow] for name, value in bytes_.items()}}
+        return {"value": n, **{phase: {"time": time, "memory": bytes_} for phase in growth.PHASES}}
 
     found = growth.exponents([{"value": 1}, point(3), point(12)])
     assert found["training"]["memory"] == pytest.approx({"BERT": 1, "IM-BERT": 2})
