@@ -55,9 +55,10 @@ def rows(data: dict[str, Any]) -> list[dict[str, str]]:
 
 def figure(data: dict[str, Any]) -> Figure:
     """A panel for each of what grows: ratios to BERT's, both axes logarithmic where no value is 0."""
-    picture = panels_of([partial(_draw, found, name) for name, found in data["growth"].items()], 2.0, columns=1)
+    picture = panels_of([partial(_draw, found, name) for name, found in data["growth"].items()], 1.5, columns=1)
+    picture.set_size_inches(4, 6)
     handles = picture.axes[0].get_legend_handles_labels()[0]
-    picture.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small")
+    picture.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="x-small")
     return picture
 
 
@@ -71,13 +72,13 @@ def _draw(found: dict[str, Any], name: str, axes: Any) -> None:
             ("--", "floor of the time", [one["floor"] for one in times]),
             ("x:", "memory", [one["ratio"] for one in memory]),
         ):
-            axes.plot(values, ratios, style, color=colour, label=f"{TITLES[phase]}: {what}", markersize=4, alpha=0.8)
+            axes.plot(values, ratios, style, color=colour, label=f"{TITLES[phase]}: {what}", markersize=3)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_yscale("log", base=2)
     axes.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
-    axes.set_ylim(0.8, 18)
+    axes.set_ylim(0.8, 16)
     if 0 not in values:
         axes.set_xscale("log", base=2)
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
-    axes.set(xlabel=AXES[name], ylabel="IM-BERT / BERT")
+    axes.set(xlabel=AXES[name], ylabel="ratio to BERT")
