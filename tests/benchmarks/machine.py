@@ -8,10 +8,10 @@ from typing import Any
 from finetune import git_state
 
 
-def machine() -> dict[str, Any]:
-    """The processor, the version of onnxruntime and the commit; a result's settings hold the rest."""
+def machine(*packages: str) -> dict[str, Any]:
+    """The processor, the commit, and versions of `packages`; a result's settings hold those of torch and others."""
     state = git_state() or {"commit": "unknown", "dirty": False}
-    return {"cpu": processor(), "onnxruntime": version("onnxruntime"), **state}
+    return {"cpu": processor(), **{name: version(name) for name in packages}, **state}
 
 
 def processor() -> str:
@@ -23,8 +23,8 @@ def processor() -> str:
 def caption(data: dict[str, Any]) -> str:
     """Where a result comes from, in one sentence."""
     made, settings = data["machine"], data["settings"]
-    versions = {name: settings["versions"][name] for name in ("torch", "transformers")}
-    versions["onnxruntime"] = made["onnxruntime"]
-    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
+    versions = settings["versions"] | made
+    names = [name for name in ("torch", "transformers", "onnxruntime") if name in versions]
+    packages = ", ".join(f"{name} {versions[name]}" for name in names)
     changed = " with changes" if made["dirty"] else ""
     return f"{made['cpu']}, {settings['threads']} threads, {packages}, commit {made['commit'][:10]}{changed}."

@@ -4,6 +4,7 @@ python tests/benchmarks/run.py targets --model outputs/sst2-im-bert --task sst2 
 python tests/benchmarks/run.py references --model google-bert/bert-base-uncased --iterations 3
 python tests/benchmarks/run.py serving
 python tests/benchmarks/run.py growth
+python tests/benchmarks/run.py render
 """
 
 import sys
@@ -14,6 +15,7 @@ sys.path.append(str(Path(__file__).parents[2] / "examples"))  # FreeLB, R3F and 
 
 import growth_command
 import references_command
+import render_command
 import serving_command
 import targets_command
 
@@ -25,6 +27,7 @@ COMMANDS = {
     "references": references_command,
     "serving": serving_command,
     "growth": growth_command,
+    "render": render_command,
 }
 
 
