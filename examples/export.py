@@ -63,36 +63,43 @@ def to_plain(model: Any, tokenizer: Any, folder: Path) -> Callable[[Inputs], Ten
 
 def to_onnx(model: Any, tokenizer: Any, folder: Path, int8: bool = False) -> Callable[[Inputs], Tensor]:
     import onnxruntime
+    from onnxscript.optimizer import fold_constants
 
     example = tokenizer(TEXTS[:2], padding=True, return_tensors="pt")
     names, file = list(example), folder / "model.onnx"
     sizes = {0: torch.export.Dim("rows", min=1, max=4096), 1: torch.export.Dim("tokens", min=2, max=_longest(model))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own exporter
-        torch.onnx.export(
+        program: Any = torch.onnx.export(
             Logits(model, names),
             tuple(example.values()),
-            file,
             dynamo=True,
             input_names=names,
             output_names=["logits"],
             dynamic_shapes={"inputs": tuple(sizes for _ in names)},
-            external_data=False,
             verbose=False,
         )
+        # The exporter transposes a weight of several evaluations as it runs, where int8 would pass it by.
+        fold_constants(program.model, should_fold=lambda node: node.op_type == "Transpose" or None)
+        program.save(file, external_data=False)
     if int8:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        level = logging.getLogger().level
-        logging.getLogger().setLevel(logging.ERROR)  # it recommends a preprocessing that fails on dynamic sizes
-        quantize_dynamic(file, folder / "int8.onnx", weight_type=QuantType.QInt8)
-        logging.getLogger().setLevel(level)
-        os.replace(folder / "int8.onnx", file)
+        quantise(file)
     tokenizer.save_pretrained(folder)
     labels = {str(i): label for i, label in model.config.id2label.items()}
     (folder / "labels.json").write_text(json.dumps(labels, indent=2) + "\n", encoding="utf-8")
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda inputs: torch.from_numpy(session.run(None, {name: inputs[name].numpy() for name in names})[0])
+
+
+def quantise(file: Path) -> None:
+    """Makes int8 weights of those that a matrix product takes, and of the embeddings."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends a preprocessing that fails on dynamic sizes
+    quantize_dynamic(file, file.with_name("int8.onnx"), weight_type=QuantType.QInt8)
+    logging.getLogger().setLevel(level)
+    os.replace(file.with_name("int8.onnx"), file)
 
 
 def _longest(model: Any) -> int:

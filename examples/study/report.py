@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from imbert_hf.command_line import Parser
-from imbert_hf.evaluation.report import write_whole
+from imbert_hf.evaluation.report import filled, write_whole
 from study import means
 from study.kept import read_run
 from study.layers import layers_table
@@ -161,13 +161,12 @@ def legend(columns: dict[str, str]) -> str:
 def insert(readme: Path, found: dict[str, list[Table]]) -> str:
     """The text of the file with what stands between the marks replaced."""
 
-    def block(match: re.Match[str]) -> str:
-        if match[1] not in found:
-            raise ValueError(f"{readme} has a mark for {match[1]!r}, and the plan no such part with tables.")
-        return f"<!-- study: {match[1]} -->\n" + "\n".join(map(shown, found[match[1]])) + "<!-- /study -->"
+    def block(name: str) -> str:
+        if name not in found:
+            raise ValueError(f"{readme} has a mark for {name!r}, and the plan no such part with tables.")
+        return "\n".join(map(shown, found[name]))
 
-    text = readme.read_text(encoding="utf-8")
-    return re.sub(r"<!-- study: (.+?) -->\n.*?<!-- /study -->", block, text, flags=re.DOTALL)
+    return filled(readme.read_text(encoding="utf-8"), "study", block)
 
 
 def write(texts: dict[Path, str], found: dict[str, list[Table]], output: Path) -> None:

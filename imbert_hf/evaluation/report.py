@@ -118,6 +118,15 @@ WORDS = {
 }
 
 
+def filled(page: str, kind: str, block: Callable[[str], str]) -> str:
+    """The text of a page in which block(NAME) stands between each `<!-- kind: NAME -->` and its `<!-- /kind -->`."""
+
+    def marked(match: re.Match[str]) -> str:
+        return f"<!-- {kind}: {match[1]} -->\n{block(match[1])}<!-- /{kind} -->"
+
+    return re.sub(rf"<!-- {kind}: (.+?) -->\n.*?<!-- /{kind} -->", marked, page, flags=re.DOTALL)
+
+
 def words_in(text: str, words: Iterable[str]) -> list[str]:
     return [word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
 

@@ -2,6 +2,9 @@
 
 python tests/benchmarks/run.py targets --model outputs/sst2-im-bert --task sst2 --data validation.jsonl
 python tests/benchmarks/run.py references --model google-bert/bert-base-uncased --iterations 3
+python tests/benchmarks/run.py serving
+python tests/benchmarks/run.py growth
+python tests/benchmarks/run.py render
 """
 
 import sys
@@ -10,13 +13,22 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))  # FreeLB, R3F and R-Drop are examples
 
+import growth_command
 import references_command
+import render_command
+import serving_command
 import targets_command
 
 from imbert_hf.evaluation.cli import main
 
 
-COMMANDS = {"targets": targets_command, "references": references_command}
+COMMANDS = {
+    "targets": targets_command,
+    "references": references_command,
+    "serving": serving_command,
+    "growth": growth_command,
+    "render": render_command,
+}
 
 
 def run(argv: list[str] | None = None) -> None:

@@ -1,6 +1,8 @@
 """examples/export.py: what it writes, loaded again, gives the logits that it says; a failure leaves nothing behind."""
 
 import json
+import re
+from collections import Counter
 
 import export
 import pytest
@@ -54,6 +56,38 @@ def test_onnx(folder, kind, within, tmp_path, capsys):
             largest = max(largest, (torch.from_numpy(found) - model(**inputs).logits).abs().max().item())
     assert 0 < largest < within
     assert "Logits differ by at most" in capsys.readouterr().out
+
+
+WORK = re.compile("LayerNormalization|Gelu|MatMul|Gemm|Softmax|Attention|Quantize")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_evaluations_are_fused_and_quantised_as_layers_of_bert_are(tmp_path):
+    """One layer evaluated three times leaves onnxruntime the work of three layers, kind by kind."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    import onnx
+    import onnxruntime
+
+    def kinds(model, name):
+        folder = tmp_path / name
+        folder.mkdir()
+        export.to_onnx(model, tokenizer(), folder)
+        for found in (Counter(), Counter()):
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3  # it warns that the optimised model is of this machine
+            options.optimized_model_filepath = str(folder / "optimised.onnx")
+            onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+            nodes = onnx.load(folder / "optimised.onnx").graph.node
+            found.update(node.op_type for node in nodes if WORK.search(node.op_type))
+            yield found
+            export.quantise(folder / "model.onnx")
+
+    wide = {"hidden_size": 96, "intermediate_size": 96}  # the exporter itself folds what is smaller
+    floats, int8 = kinds(bert(num_hidden_layers=3, **wide), "bert")
+    assert (floats["SkipLayerNormalization"], floats["BiasGelu"]) == (6, 3)
+    assert int8["MatMulIntegerToFloat"] + int8["DynamicQuantizeMatMul"] > 3 * 5
+    assert [floats, int8] == list(kinds(imbert(num_hidden_layers=1, im_iterations=2, **wide), "im-bert"))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

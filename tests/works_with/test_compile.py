@@ -8,6 +8,7 @@ import torch
 from families import FAMILIES, OTHERS, model_of
 from tiny import NO_DROPOUT, PAIRS, SOLVERS, bert_config, imbert_config, lively
 from torch._dynamo.exc import Unsupported
+from torch._dynamo.testing import CompileCounter
 from transformers import BertForSequenceClassification
 
 from imbert_hf import IMBertForSequenceClassification
@@ -20,7 +21,8 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
 def model_with(**kwargs):
-    return lively(IMBertForSequenceClassification(imbert_config(num_hidden_layers=1, im_iterations=2, **kwargs)))
+    config = imbert_config(**{"num_hidden_layers": 1, "im_iterations": 2, **kwargs})
+    return lively(IMBertForSequenceClassification(config))
 
 
 def compiled(model, backend="aot_eager", **options):
@@ -102,6 +104,88 @@ def test_training_with_im_consistency(solver, dropout, batch):
     rates = {} if dropout else NO_DROPOUT
     model = model_with(im_solver=solver, im_learning_rate=0.02, im_consistency=1.0, **rates)
     assert_same(*trained(model, compiled(model) if dropout else compiled_whole(model), batch))
+
+
+SIZES = [(3, 9), (5, 17), (2, 12), (5, 17), (3, 9)]  # rows and tokens
+SETTINGS = {
+    "last layer": {"num_hidden_layers": 2, "im_layers": [-1], "im_iterations": 1},
+    "all layers": {"num_hidden_layers": 2, "im_iterations": 1},
+    "anderson": {"im_solver": "anderson"},
+}
+
+
+def frames_compiled(function, inputs, **options):
+    """How many in all, after each of the inputs."""
+    counter = CompileCounter()
+    found = []
+    with torch.no_grad():
+        other = compiled(function, backend=counter, **options)
+        for one in inputs:
+            other(**one)
+            found.append(counter.frame_count)
+    return found
+
+
+def batches():
+    for rows, tokens in SIZES:
+        ids = torch.arange(rows * tokens).reshape(rows, tokens) % 90 + 5
+        mask = torch.ones_like(ids)
+        mask[0, -2:] = 0
+        yield {"input_ids": ids, "attention_mask": mask}
+
+
+@functools.cache
+def frames_of_bert(dynamic):
+    plain = lively(BertForSequenceClassification(bert_config(num_hidden_layers=1))).eval()
+    return frames_compiled(plain, batches(), dynamic=dynamic)
+
+
+@pytest.mark.skipif(bool(why_not_one_graph()), reason="this torch breaks the graph of transformers' BERT")
+@pytest.mark.parametrize(("setting", "dynamic"), [*((name, True) for name in SETTINGS), ("last layer", None)])
+def test_sizes_compile_no_more_than_bert_does(setting, dynamic):
+    """With dynamic=True one graph; by default a second, with symbols, at the second size. A size again: none."""
+    model = model_with(**SETTINGS[setting]).eval()
+    frames = frames_compiled(model, batches(), dynamic=dynamic, fullgraph=True)
+    assert frames == frames_of_bert(dynamic) == [1, *[1 if dynamic else 2] * (len(SIZES) - 1)]
+
+
+@pytest.mark.skipif(bool(why_not_one_graph()), reason="this torch breaks the graph of transformers' BERT")
+def test_gradient_descent_compiles_a_size_once():
+    """Torch's own vjp makes numbers of the sizes of a linear layer with a bias, and so of gradient_descent's."""
+    linear = torch.nn.Linear(4, 4)
+
+    def product(input_ids, **_):
+        Fy, pullback = torch.func.vjp(linear, input_ids[..., None].expand(*input_ids.shape, 4).float())
+        return pullback(Fy)
+
+    bare = frames_compiled(product, batches(), dynamic=True)
+    assert (bare[0], bare[3:]) == (1, bare[2:3] * 2)  # a size again compiles nothing
+    model = model_with(im_solver="gradient_descent", im_iterations=1).eval()
+    assert frames_compiled(model, batches(), dynamic=True, fullgraph=True) == bare
+
+
+def test_dropout_breaks_the_graph_once_a_layer(batch):
+    """What is compiled beside implicit layers, which run eagerly: a graph a plain layer, and as many around them."""
+
+    def graphs(plain, implicit):
+        def backend(graph, example_inputs):
+            def run(*args):
+                ran.append(graph)
+                return graph.forward(*args)
+
+            return run
+
+        im_layers, ran = [*range(plain, plain + implicit)], []
+        model = model_with(**{"num_hidden_layers": plain + implicit, "im_layers": im_layers}).train()
+        other = compiled(model, backend=backend)
+        for _ in range(2):  # the first call runs what it compiles
+            ran.clear()
+            other(**batch).logits.sum().backward()
+        return len(ran)
+
+    one = graphs(plain=0, implicit=1)
+    assert graphs(plain=0, implicit=2) == one <= 4
+    assert graphs(plain=1, implicit=1) == one + 1
 
 
 def trained(model, other, batch):

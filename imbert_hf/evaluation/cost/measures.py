@@ -126,12 +126,12 @@ class PeakMemory(TorchDispatchMode):
         self.now -= self.live.pop(key)[1]
 
 
-def peak_bytes(variant: Variant, batch: Batch) -> int:
-    """Of one training step, beside parameters and their gradients, which are there before."""
+def peak_bytes(variant: Variant, batch: Batch, training: bool = True) -> int:
+    """Of one training step, or of inference, beside parameters and their gradients, which are there before."""
     for parameter in variant.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    with variant.ready(True), PeakMemory() as memory:
-        variant.step(batch)
+    with variant.ready(training), PeakMemory() as memory:
+        (variant.step if training else variant.infer)(batch)
     variant.model.zero_grad()
     return memory.peak
 
