@@ -97,6 +97,7 @@ class ImplicitLayer:
     training: bool
     im_rows: ClassVar[str] = ""  # a keyword whose tensors may hold a row each, as the mask does
     im_place: tuple[int, int] | None = None  # in the list of its encoder's last forward, and that list's length
+    im_carries = False  # whether that place carried the connection
 
     @property
     def im_attention(self) -> Any:
@@ -123,14 +124,8 @@ class ImplicitLayer:
         alone = im_pass is None
         if alone:
             im_pass = Pass(self.im_attention.config, mask=token_mask(attention_mask))
-        place, n = self.im_place or self.im_built
-        if not im_pass.carries:  # nor where an encoder is not ours
-            im_pass.choose(n)
-        # A checkpoint's second run of this forward finds the place of this one, whatever came between. A compiler puts
-        # no guard on what it looks up by a module.
-        if not torch.compiler.is_compiling():
-            place = im_pass.places.get(self, place)
-        carries = place < len(im_pass.carries) and im_pass.carries[place]
+        told = im_pass.entered and torch.compiler.is_compiling()  # whose guard on the place would tell layers apart
+        carries = self.im_carries if told else im_pass.carries_at(self)
         x, *explicit = hidden_states.split(im_pass.rows) if im_pass.rows else (hidden_states,)
         if not carries and not explicit:
             return self.plain(x, attention_mask, *args, **kwargs)

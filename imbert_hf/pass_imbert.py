@@ -67,6 +67,7 @@ class Pass:
         self.records = False  # whether attentions are asked for
         self._padding: Tensor | None = None
         self.places: dict[Any, int] = {}  # of each layer, in this forward
+        self.entered = False  # whether the encoder told them
         self.carries: tuple[bool, ...] = ()
         self.solved: list[Tensor] = []  # each (batch, 1, 1)
         self.explicit: Solution | None = None  # the last step that solved nothing
@@ -105,10 +106,22 @@ class Pass:
         # holds that none of a tuple is equal to one that is known.
         self.carries = tuple(i in implicit for i in range(n))
 
+    def carries_at(self, layer: Any) -> bool:
+        """Whether a layer's place carries the connection."""
+        place, n = layer.im_place or layer.im_built
+        if not self.carries:  # of a layer alone, or of an encoder that is not ours
+            self.choose(n)
+        # A checkpoint's second run of a forward finds the place of the first, whatever came between. A compiler puts no
+        # guard on what it looks up by a module.
+        if not torch.compiler.is_compiling():
+            place = self.places.get(layer, place)
+        return place < len(self.carries) and self.carries[place]
+
     def enter(self, layers: Any, rows: int) -> None:
         """Tells each layer of an encoder's list its place in it, as the list is now."""
         n = len(layers)
         self.choose(n)
+        self.entered = True
         if self.consistent and any(self.carries) and self.method.theta > 0 and self.iterations[True] > 0:
             self.rows = rows
         if any(self.carries) and len({*layers}) < n:
@@ -121,6 +134,9 @@ class Pass:
                 self.places[layer] = i
                 if layer.im_place != (i, n):
                     layer.im_place = (i, n)
+                # A compiler would guard what it was.
+                if torch.compiler.is_compiling() or layer.im_carries != self.carries[i]:
+                    layer.im_carries = self.carries[i]
             elif self.carries[i]:
                 name, allowed = type(entry).__name__, "a layer of this model's own class"
                 raise ValueError(f"im_layers names layer {i}, which must be {allowed}, got a {name}.")

@@ -165,27 +165,33 @@ def test_gradient_descent_compiles_a_size_once():
 
 
 def test_dropout_breaks_the_graph_once_a_layer(batch):
-    """What is compiled beside implicit layers, which run eagerly: a graph a plain layer, and as many around them."""
+    """What runs beside implicit layers, which are eager: a graph a plain layer, made once for all, and some around."""
 
     def graphs(plain, implicit):
+        """How many are made, and how many a forward runs."""
+
         def backend(graph, example_inputs):
+            made.append(graph)
+
             def run(*args):
                 ran.append(graph)
                 return graph.forward(*args)
 
             return run
 
-        im_layers, ran = [*range(plain, plain + implicit)], []
+        im_layers, made, ran = [*range(plain, plain + implicit)], [], []
         model = model_with(**{"num_hidden_layers": plain + implicit, "im_layers": im_layers}).train()
         other = compiled(model, backend=backend)
         for _ in range(2):  # the first call runs what it compiles
             ran.clear()
             other(**batch).logits.sum().backward()
-        return len(ran)
+        return len(made), len(ran)
 
-    one = graphs(plain=0, implicit=1)
-    assert graphs(plain=0, implicit=2) == one <= 4
-    assert graphs(plain=1, implicit=1) == one + 1
+    (_, one), (_, two) = graphs(plain=0, implicit=1), graphs(plain=0, implicit=2)
+    assert one == two <= 4
+    made, ran = graphs(plain=1, implicit=1)
+    assert ran == one + 1
+    assert graphs(plain=3, implicit=1) == (made, ran + 2)
 
 
 def trained(model, other, batch):
