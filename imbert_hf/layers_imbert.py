@@ -162,7 +162,7 @@ class ImplicitEncoder:
     layer: Any
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, *args, im_pass: Any = None, **kwargs) -> Any:
-        for name in ("past_key_values", "encoder_hidden_states"):
+        for name in ("past_key_values", "cache", "encoder_hidden_states"):
             if kwargs.get(name) is not None:
                 raise ValueError(
                     f"{name} must be None for {self.config.model_type!r}, got a {type(kwargs[name]).__name__}: each "

@@ -288,5 +288,7 @@ def test_rows_of_one_batch_take_different_adapters(saved, batch):
 def test_prefix_tuning_is_refused(batch):
     config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
     model = peft.get_peft_model(IMBertForSequenceClassification(imbert_config()), config)
-    with pytest.raises(ValueError, match="past_key_values must be None for 'imbert', got a"):
+    # Since transformers 5.24 PEFT 0.21 finds no such argument in BERT itself.
+    refusals = "past_key_values must be None for 'imbert', got a|does not support past key values"
+    with pytest.raises(ValueError, match=refusals):
         model(**batch)
