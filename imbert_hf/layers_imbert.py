@@ -97,7 +97,7 @@ class ImplicitLayer:
     training: bool
     im_rows: ClassVar[str] = ""  # a keyword whose tensors may hold a row each, as the mask does
     im_place: tuple[int, int] | None = None  # in the list of its encoder's last forward, and that list's length
-    im_carries = False  # whether that place carried the connection
+    im_carries: bool | None = None  # whether that place carried the connection
 
     @property
     def im_attention(self) -> Any:
@@ -124,8 +124,10 @@ class ImplicitLayer:
         alone = im_pass is None
         if alone:
             im_pass = Pass(self.im_attention.config, mask=token_mask(attention_mask))
-        told = im_pass.entered and torch.compiler.is_compiling()  # whose guard on the place would tell layers apart
-        carries = self.im_carries if told else im_pass.carries_at(self)
+        carries = self.im_carries
+        # A compiler, whose guard on a place would tell layers apart, is content with what the encoder told.
+        if carries is None or not (im_pass.entered and torch.compiler.is_compiling()):
+            carries = im_pass.carries_at(self)
         x, *explicit = hidden_states.split(im_pass.rows) if im_pass.rows else (hidden_states,)
         if not carries and not explicit:
             return self.plain(x, attention_mask, *args, **kwargs)

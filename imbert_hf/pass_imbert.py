@@ -127,20 +127,20 @@ class Pass:
         if any(self.carries) and len({*layers}) < n:
             raise ValueError(f"im_layers must be [] where one layer stands twice in the encoder, got {n} places.")
         for i, entry in enumerate(layers):
-            layer: Any = entry  # or what a wrapper holds
-            if not hasattr(type(entry), "im_place"):
-                layer = next((m for m in entry.modules() if hasattr(type(m), "im_place")), None)
-            if layer is not None:
+            found: list[Any] = [entry]
+            if not hasattr(type(entry), "im_place"):  # but what a wrapper holds
+                found = [module for module in entry.modules() if hasattr(type(module), "im_place")]
+            for layer in found:
                 self.places[layer] = i
                 if layer.im_place != (i, n):
                     layer.im_place = (i, n)
                 # A compiler would guard what it was.
                 if torch.compiler.is_compiling() or layer.im_carries != self.carries[i]:
                     layer.im_carries = self.carries[i]
-            elif self.carries[i]:
+            if not found and self.carries[i]:
                 name, allowed = type(entry).__name__, "a layer of this model's own class"
                 raise ValueError(f"im_layers names layer {i}, which must be {allowed}, got a {name}.")
-            elif self.rows and any(self.carries[:i]):
+            if not found and self.rows and any(self.carries[:i]):
                 why = f"layer {i}, above an implicit one, is a {type(entry).__name__}"
                 raise ValueError(f"im_consistency must be 0 where {why}, got {self.config.im_consistency}.")
 

@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -26,7 +27,8 @@ def join() -> None:
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from accelerate import PartialState
 
-        _state = PartialState(cpu=True)  # of what they tell each other nothing lies on a device
+        # Of what they tell each other nothing lies on a device. They may work apart for long.
+        _state = PartialState(cpu=True, timeout=timedelta(days=7))
         atexit.register(_state.destroy_process_group)  # gloo's threads can abort an interpreter that ends before them
         if torch.accelerator.is_available():
             torch.accelerator.set_device_index(_state.local_process_index % torch.accelerator.device_count())
@@ -54,16 +56,16 @@ def share(work: Callable[[T], R], items: Sequence[T], *, name: str = "", progres
     if _state is None:
         return [work(item) for item in bar]
     done: list[R] = []
-    failed = None
+    failed: Exception | None = None
     try:
         for item in bar:
             done.append(work(item))
     except Exception as error:
-        failed = _sent(error)
-    found = _meet((done, failed))
+        failed = error
+    found = _meet((done, failed and _sent(failed)))
     failures = {len(done) * count() + i: error for i, (done, error) in enumerate(found) if error is not None}
     if failures:
-        raise failures[min(failures)]  # the one that a process alone would have met
+        raise failures[min(failures)] from failed  # the one that a process alone would have met
     return [found[i % count()][0][i // count()] for i in range(len(items))]
 
 
@@ -111,5 +113,5 @@ def _gather(value: Any) -> list[Any]:
 
     try:
         return gather_object([value])
-    except RuntimeError as error:  # of gloo; no attack's failure
-        sys.exit(f"imbert-eval: another process has ended: {error}")
+    except RuntimeError as error:  # of gloo, where one has ended; no attack's failure
+        sys.exit(f"imbert-eval: the processes could not meet: {error}")

@@ -24,7 +24,7 @@ TITLES = {"inference": "inference", "training": "training step"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repeats", type=int, default=7, help="rounds of timing (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=11, help="rounds of timing (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -45,7 +45,9 @@ def rows(data: dict[str, Any]) -> list[dict[str, str]]:
             "of": f"{measure}, {TITLES[phase]}",
             "BERT": f"{exponent['BERT']:.2f}",
             "IM-BERT": f"{exponent['IM-BERT']:.2f}",
-            "IM-BERT / BERT": " to ".join(f"{of_name['points'][k][phase][measure]['ratio']:.2f}" for k in (0, -1)),
+            "ratio, first to last": " to ".join(
+                f"{of_name['points'][k][phase][measure]['ratio']:.2f}" for k in (0, -1)
+            ),
         }
         for name, of_name in data["growth"].items()
         for phase, of_phase in of_name["exponents"].items()

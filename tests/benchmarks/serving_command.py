@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-rounds", type=int, default=200, help="for the one text (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="rows (default: %(default)s)")
     parser.add_argument("--length", type=int, default=64, help="tokens a row (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=10, help="for the batch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=12, help="for the batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 

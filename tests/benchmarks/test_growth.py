@@ -76,7 +76,7 @@ def test_exponents_of_known_powers():
 def test_the_table_and_the_picture(found):
     shown = command.rows(found)
     assert len(shown) == 4 * 2 * 2
-    assert shown[0].keys() == {"grows", "of", "BERT", "IM-BERT", "IM-BERT / BERT"}
+    assert shown[0].keys() == {"grows", "of", "BERT", "IM-BERT", "ratio, first to last"}
     assert (shown[0]["grows"], shown[-1]["of"]) == ("iterations, 1 to 2", "memory, training step")
     assert found["png"][:4] == b"\x89PNG"
 

@@ -151,7 +151,7 @@ except Exception:
     (out, err), _ = (child.communicate(timeout=120) for child in children)
     assert [child.returncode for child in children] == [1, 3]
     assert out == ""
-    assert "imbert-eval: another process has ended" in err
+    assert "imbert-eval: the processes could not meet" in err
 
 
 def test_a_process_alone_shares_with_nobody():

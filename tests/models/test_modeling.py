@@ -189,10 +189,10 @@ def test_parameters_of_a_functional_call_get_their_gradient(solver, gradient, ba
 
 def test_caches_and_cross_attention_are_refused(batch):
     _, model = pair_of("BertModel")
-    # The name before transformers 5.24, and since.
-    (name,) = {"past_key_values", "cache"} & {*inspect.signature(transformers.BertModel.forward).parameters}
-    with pytest.raises(ValueError, match=f"{name} must be None"):
-        model(**batch, **{name: transformers.DynamicCache()})
+    # Its names before transformers 5.24, and since.
+    for name in {"past_key_values", "cache"} & {*inspect.signature(transformers.BertModel.forward).parameters}:
+        with pytest.raises(ValueError, match=f"{name} must be None"):
+            model(**batch, **{name: transformers.DynamicCache()})
     with pytest.raises(ValueError, match="encoder_hidden_states must be None"):
         model(**batch, encoder_hidden_states=torch.zeros(3, 9, 32))
     positional = [batch["input_ids"], batch["attention_mask"], None, None, None, torch.zeros(3, 9, 32)]

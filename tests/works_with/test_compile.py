@@ -1,5 +1,6 @@
 """torch.compile against eager: one graph in inference, and in training where no dropout is active."""
 
+import copy
 import functools
 import shutil
 
@@ -65,6 +66,30 @@ def test_inference_of_every_family_is_one_graph(family, batch):
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-2])
+class Two(torch.nn.Module):
+    """A layer twice, as a user wraps one."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([layer, copy.deepcopy(layer)])
+
+    def forward(self, hidden_states, *args, **kwargs):
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, *args, **kwargs)
+        return hidden_states
+
+
+@torch.no_grad()
+def test_layers_that_a_wrapper_holds(batch):
+    """Each carries the connection, compiled too."""
+    model = model_with(num_hidden_layers=2, im_layers=[-1]).eval()
+    layers = model.bert.encoder.layer
+    layers[1] = Two(layers[1])
+    eager = model(**batch, output_im_statistics=True)
+    assert len(eager.im_residuals) == 2
+    assert_same(eager.logits, compiled(model)(**batch).logits)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_inference_is_one_graph(solver, tolerance, batch):
     model = model_with(im_solver=solver, im_tolerance=tolerance, im_learning_rate=0.02).eval()
