@@ -66,6 +66,13 @@ def test_inference_of_every_family_is_one_graph(family, batch):
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-2])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_inference_is_one_graph(solver, tolerance, batch):
+    model = model_with(im_solver=solver, im_tolerance=tolerance, im_learning_rate=0.02).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled_whole(model)(**batch).logits, model(**batch).logits, rtol=0, atol=1e-5)
+
+
 class Two(torch.nn.Module):
     """A layer twice, as a user wraps one."""
 
@@ -88,13 +95,6 @@ def test_layers_that_a_wrapper_holds(batch):
     eager = model(**batch, output_im_statistics=True)
     assert len(eager.im_residuals) == 2
     assert_same(eager.logits, compiled(model)(**batch).logits)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_inference_is_one_graph(solver, tolerance, batch):
-    model = model_with(im_solver=solver, im_tolerance=tolerance, im_learning_rate=0.02).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(compiled_whole(model)(**batch).logits, model(**batch).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)
