@@ -9,7 +9,7 @@ from pathlib import Path
 
 import processes_worker
 import pytest
-from classifiers import bert, imbert, save
+from classifiers import bert, imbert, labelled, save
 from tiny import lively
 from transformers import BertForMaskedLM, XLNetConfig, XLNetForSequenceClassification
 
@@ -63,8 +63,7 @@ REFUSED = {
 def folder(tmp_path_factory):
     """Models, a table and the files of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
-    config = XLNetConfig(vocab_size=99, d_model=16, n_layer=1, n_head=2, d_inner=16, **labels)
+    config = XLNetConfig(vocab_size=99, d_model=16, n_layer=1, n_head=2, d_inner=16, **labelled(LABELS))
     save(folder / "bert", bert(LABELS))
     save(folder / "im-bert", imbert(LABELS, im_layers=[-1], seed=1))
     save(folder / "words", lively(BertForMaskedLM(bert(LABELS).config)).eval())
@@ -94,7 +93,7 @@ def together(folder, tmp_path_factory):
     commands |= {name: [main, other or main] for name, (main, other, _) in REFUSED.items()}
     (there / "commands.json").write_text(json.dumps(commands))
     worker = Path(processes_worker.__file__)
-    run_together(there, (ACCELERATE, "--multi_gpu", "--num_processes", 2, worker, "commands.json"))
+    run_together(there, (*ACCELERATE, "--multi_gpu", "--num_processes", 2, worker, "commands.json"))
     return there, [json.loads((there / f"commands.{rank}").read_text()) for rank in range(2)]
 
 
@@ -129,7 +128,7 @@ def test_a_refusal_is_said_once_and_ends_all(name, together):
     assert (main[name]["code"], other[name]["code"], other[name]["err"]) == (2, 2, "")
 
 
-def test_a_process_that_dies_ends_the_other(tmp_path):
+def test_a_process_that_dies_ends_the_other():
     """By itself: no attack takes the failure for its own, whichever catches what its model raises."""
     code = """
 import os

@@ -12,7 +12,9 @@ import psutil
 
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"  # what the commands of these names run
+TORCHRUN = "torch.distributed.run"  # what the commands of these names run
+# At a port of its own: launches at once may both find its usual one free.
+ACCELERATE = ("accelerate.commands.launch", "--main_process_port", "0")
 
 
 def free_port():

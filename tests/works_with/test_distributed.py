@@ -204,7 +204,7 @@ def test_the_example_resumed_under_accelerate(example, runs):
     for disk in disks:
         shutil.copytree(disk / "checkpoint-3", folder / "resumed" / "checkpoint-3", dirs_exist_ok=True)
     words = arguments(folder / "resumed", "--resume_from_checkpoint", "last", processes=2)
-    run_together(folder, (ACCELERATE, "--multi_gpu", "--num_processes", 2, SCRIPT, *words))
+    run_together(folder, (*ACCELERATE, "--multi_gpu", "--num_processes", 2, SCRIPT, *words))
     assert results_of(folder / "resumed")["steps_timed"] == 3
     assert_same_run(one, folder / "resumed")
 
@@ -216,5 +216,5 @@ def test_the_example_under_fsdp2(example, runs):
         re.search(r"accelerate launch (--use_fsdp .*?)--num_machines", page, re.DOTALL)[1].replace("\\\n", "").split()
     )
     words = [word for word in arguments(folder / "fsdp2", processes=2) if word != "--use_cpu"]
-    run_together(folder, (ACCELERATE, *flags, "--num_processes", 2, fsdp_worker.__file__, *words))
+    run_together(folder, (*ACCELERATE, *flags, "--num_processes", 2, fsdp_worker.__file__, *words))
     assert_same_run(runs[0], folder / "fsdp2")
