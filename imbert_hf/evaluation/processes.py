@@ -1,7 +1,7 @@
 """The processes that accelerate or torchrun launches of one command, which share its batches.
 
-All of them run the same lines. They meet in `share`, `of_main` and `end` alone, where each tells what it has for the
-others, or that it ends: then all end.
+All of them run the same lines. They meet in `share`, `agree`, `of_main` and `end` alone, where each tells what it has
+for the others, or that it ends: then all end.
 """
 
 import atexit

@@ -4,7 +4,7 @@ One of the four varies, the others stay at BASE, and every point is measured bes
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -71,17 +71,15 @@ def measure(model: Any, points: Sequence[Point], repeats: int, seed: int = 0) ->
     interleave(actions, 1)
     seconds = interleave(actions, repeats)
     return [
-        {phase: _phase(phase, *pairs[k], batches[k], partial(_rounds, seconds, k, phase)) for phase in PHASES}
-        for k in range(len(points))
+        {
+            phase: _phase(phase, *variants, batch, {one.name: seconds[k, one.name, phase] for one in variants})
+            for phase in PHASES
+        }
+        for k, (variants, batch) in enumerate(zip(pairs, batches, strict=True))
     ]
 
 
-def _rounds(seconds: Mapping[Any, list[float]], k: int, phase: str, name: str) -> list[float]:
-    return seconds[k, name, phase]
-
-
-def _phase(phase: str, bert: Variant, ours: Variant, batch: Batch, rounds: Callable[[str], list[float]]) -> dict:
-    seconds = {variant.name: rounds(variant.name) for variant in (bert, ours)}
+def _phase(phase: str, bert: Variant, ours: Variant, batch: Batch, seconds: Mapping[str, list[float]]) -> dict:
     held = {variant.name: peak_bytes(variant, batch, phase == "training") for variant in (bert, ours)}
     medians = {name: float(numpy.median(found)) for name, found in seconds.items()}
     spread = ratio(seconds["IM-BERT"], seconds["BERT"]) | {"seconds": seconds}
@@ -92,9 +90,7 @@ def _phase(phase: str, bert: Variant, ours: Variant, batch: Batch, rounds: Calla
     }
 
 
-def growth(
-    model: Any, repeats: int = 7, seed: int = 0, keep: Keep = compute_now, progress: bool = False
-) -> dict[str, Any]:
+def growth(model: Any, repeats: int, seed: int = 0, keep: Keep = compute_now, progress: bool = False) -> dict[str, Any]:
     """What grows with each of VARIED.
 
     Returns:

@@ -1,7 +1,7 @@
 """What a served text costs on a CPU: BERT and IM-BERT, each eager, compiled, and exported to onnxruntime.
 
 Every classifier has the same weights. A round runs each of them in each engine once, so that what else the machine does
-meets all alike, and ratios are of neighbours in time.
+meets all alike, and ratios are of times in one round.
 """
 
 import contextlib

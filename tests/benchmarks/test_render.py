@@ -26,6 +26,18 @@ def test_the_bound_that_the_readme_states_is_met():
     assert {(row["bound"], row["verdict"]) for row in targets} == {(1.05, "met")}
 
 
+def test_the_exponents_differ_where_the_readme_says():
+    found = json.loads((RESULTS / "growth.json").read_text())["growth"]
+    differ = {
+        (name, measure)
+        for name, of_name in found.items()
+        for of_phase in of_name["exponents"].values()
+        for measure, of_model in of_phase.items()
+        if abs(of_model["IM-BERT"] - of_model["BERT"]) > 0.1
+    }
+    assert differ == {("iterations", "time"), ("implicit_layers", "time")}
+
+
 def test_a_result_of_changed_files_says_so():
     made = {"cpu": "CPU", "commit": "0123456789abcdef", "dirty": True}
     settings = {"threads": 2, "versions": {"torch": "2.13", "transformers": "5.23", "numpy": "2"}}

@@ -7,7 +7,6 @@ IMBERT_SCREENSHOTS=FOLDER pictures are left there.
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 pytest.importorskip("playwright", reason="playwright is not installed")
 pytest.importorskip("gradio", reason="gradio is not installed")
 
+from launching import free_port
 from playwright.sync_api import sync_playwright
 from spaces import FOLDER, save_pair
 
@@ -38,9 +38,7 @@ def address(tmp_path_factory):
     """Of the page, started by the command that its README.md gives."""
     folder = tmp_path_factory.mktemp("space")
     words = [] if "BERT" in os.environ else [f"--{place.name}={place}" for place in save_pair(folder)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     env = {**os.environ, "PYTHONPATH": str(FOLDER.parents[1]), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(FOLDER / "app.py"), "--port", str(port), *words]
     log = folder / "log.txt"
