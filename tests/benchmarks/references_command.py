@@ -4,7 +4,9 @@ torchdeq where it is installed, FreeLB, R3F and R-Drop. Arguments and measures a
 
 import argparse
 from dataclasses import replace
+from typing import Any
 
+from machine import machine
 from references import find_torchdeq, with_references
 
 from imbert_hf.evaluation.cost import command
@@ -19,7 +21,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     journal.common["torchdeq"] = find_torchdeq() is not None
     report = command.run(args, journal, make=with_references)
     missing = absent(args.dtype)
-    report.data["absent"] = missing
+    report.data.update(machine=machine(), absent=missing)
     return report if not missing else replace(report, text=f"{report.text}\n\nWithout rows: {', '.join(missing)}.")
 
 
@@ -28,3 +30,18 @@ def absent(dtype: str) -> list[str]:
     if find_torchdeq() is None:
         return ["torchdeq, which is not installed (pip install torchdeq)"]
     return [f"torchdeq's Anderson, which has no {dtype}"] if dtype == "bfloat16" else []
+
+
+def rows(data: dict[str, Any]) -> list[dict[str, str]]:
+    """Of the README's table: ratios to BERT of every row but BERT's own."""
+    return [
+        {
+            "": row["name"],
+            "inference": "" if row["inference"] is None else f"{row['inference']['ratio']:.2f}",
+            "training step": f"{row['training']['ratio']:.2f}",
+            "memory": f"{row['training']['memory_ratio']:.2f}",
+        }
+        for cell in data["cells"]
+        for row in cell["rows"]
+        if row["kind"] != "BERT"
+    ]

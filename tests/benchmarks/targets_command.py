@@ -5,9 +5,13 @@ command goes on where it was stopped.
 """
 
 import argparse
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from bench import Record
+from machine import machine, minilm
 from targets import FIELDS, GROUPS, SENTENCE_LENGTH, measure_targets
 
 from imbert_hf.evaluation.cost.command import load_model
@@ -23,7 +27,7 @@ HELP = "the targets for speed and memory, met or missed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a checkpoint of BERT or IM-BERT, folder or Hub id")
+    parser.add_argument("--model", help="a checkpoint of BERT or IM-BERT, folder or Hub id (default: all-MiniLM-L6-v2)")
     parser.add_argument("--data", required=True, help="real text: one sentence a line; with --task, rows of a task")
     parser.add_argument("--task", help=f"one of {', '.join(TASKS)}")
     add_text_column(parser)
@@ -38,6 +42,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     for name, least in (("batch", 1), ("length", 3), ("repeats", 1)):
         at_least(least, **{f"--{name}": getattr(args, name)})
     texts = read_texts(args.data, args.task, args.text_column, limit=args.batch, seed=args.seed)
+    args.model = args.model or minilm()
     model, tokenizer = load_model(args.model, device=args.device, dtype=args.dtype, seed=args.seed)
     if args.length > (longest := longest_input(model, tokenizer)):
         raise ValueError(f"--length must be at most {longest} for {args.model}, got {args.length}.")
@@ -57,6 +62,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         progress=not args.quiet,
     )
     data: dict[str, Any] = {
+        "machine": machine(),
         "fingerprint": marked,
         "connection": {**{name: getattr(model.config, name) for name in KEPT}, **FIELDS},
         "targets": targets,
@@ -67,15 +73,15 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
 
 def text(data: dict[str, Any], head: str) -> str:
     """The table, what it comes to, and how to read it."""
-    verdicts = [row["verdict"] for row in data["targets"]]
-    met, missed, absent = (verdicts.count(name) for name in ("met", "missed", "not measured"))
-    return "\n\n".join(
-        [
-            head,
-            table([columns(row) for row in data["targets"]]),
-            f"{met} of {met + missed} met, {absent} not measured.",
-            "In brackets the quartiles of the rounds. A busy machine misleads: measure times on an idle one.",
-        ]
+    return "\n\n".join([head, table([columns(row) for row in data["targets"]]), verdicts(data["targets"])])
+
+
+def verdicts(records: Sequence[Record]) -> str:
+    found = [row["verdict"] for row in records]
+    met, missed, absent = (found.count(name) for name in ("met", "missed", "not measured"))
+    return (
+        f"{met} of {met + missed} met, {absent} not measured.\n\n"
+        "In brackets the quartiles of the rounds. A busy machine misleads: measure times on an idle one."
     )
 
 
@@ -88,3 +94,35 @@ def columns(row: dict[str, Any]) -> dict[str, Any]:
     bound = None if row["bound"] is None else f"{'<' if row['strict'] else '<='} {row['bound']:.3g}"
     shown = {"target": row["target"], "setting": row["setting"], "measured": measured, "bound": bound}
     return {**shown, "verdict": row["verdict"], "note": row["note"]}
+
+
+# "fixed_point T 3, implicit" is of "fixed_point, implicit" with three iterations
+ITERATIONS = re.compile(r"(\w+) T (\d+)(?: lr [0-9.e-]+)?(.*)")
+
+
+def rows(data: dict[str, Any]) -> list[dict[str, str]]:
+    """Of the README's table: rows of a target that differ in the iterations alone are one, with a range of values."""
+    found: dict[tuple[str, str, float], list[tuple[str, Record]]] = {}
+    for row in data["targets"]:
+        known = ITERATIONS.fullmatch(row["setting"])
+        setting, T = (known[1] + known[3], known[2]) if known else (row["setting"], "")
+        found.setdefault((row["target"], setting, row["bound"]), []).append((T, row))
+    return [
+        {
+            "target": target,
+            "setting": setting,
+            "T": " ".join(T for T, _ in same),
+            "measured": span(row["measured"] for _, row in same),
+            "bound": "" if bound is None else f"{bound:.3g}",
+            "missed at": " ".join(T or "yes" for T, row in same if row["verdict"] == "missed"),
+        }
+        for (target, setting, bound), same in found.items()
+    ]
+
+
+def span(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not measured"
+    low, high = (f"{value:.2f}" for value in (min(known), max(known)))
+    return low if low == high else f"{low} to {high}"

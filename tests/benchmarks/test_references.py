@@ -11,7 +11,7 @@ from classifiers import imbert, save
 from costs import by_name
 from problems import Mixing, inputs, step
 from references import Equation, find_torchdeq, literal, through_torchdeq, with_references
-from references_command import absent
+from references_command import absent, rows
 from run import run
 
 from imbert_hf import (
@@ -157,3 +157,15 @@ def test_the_command_has_their_rows_too(tmp_path, monkeypatch, capsys):
     assert all(name in shown for name in rows)
     assert data["absent"] == absent("float32")
     assert ("torchdeq, which is not installed" in shown) == (find_torchdeq() is None)
+
+
+def test_the_rows_of_the_readme_are_ratios_to_bert():
+    def row(name, inference, step, memory):
+        timing = {"ratio": inference} if inference else None
+        return {"name": name, "kind": name, "inference": timing, "training": {"ratio": step, "memory_ratio": memory}}
+
+    cell = {"rows": [row("BERT", 1, 1, 1), row("IM-BERT", 4.004, 3.1, 1.04), row("R3F", None, 2.05, 1.979)]}
+    assert [tuple(found.values()) for found in rows({"cells": [cell]})] == [
+        ("IM-BERT", "4.00", "3.10", "1.04"),
+        ("R3F", "", "2.05", "1.98"),
+    ]

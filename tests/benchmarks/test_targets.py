@@ -1,7 +1,6 @@
 """The targets command: verdicts and ratios from numbers given by hand; never a time."""
 
 import json
-from types import SimpleNamespace
 
 import costs
 import pytest
@@ -288,11 +287,3 @@ def test_the_rows_with_im_consistency_have_it_in_the_last_layer_alone(bench, mon
     monkeypatch.setattr(Bench, "ratio", lambda self, row, *_, **__: seen.append(row) or cost_measures.ratio([1], [1]))
     list(targets.consistency(bench))
     assert [(row.fields["im_layers"], row.fields["im_consistency"]) for row in seen] == [([1], 1.0)] * 2
-
-
-def test_the_row_of_the_gpu():
-    def on(device):
-        return SimpleNamespace(model=SimpleNamespace(device=torch.device(device)))
-
-    assert table(targets.gpu(on("cpu")), "verdict", "note") == [("not measured", "no GPU")]
-    assert list(targets.gpu(on("cuda"))) == []
