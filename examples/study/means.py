@@ -8,7 +8,7 @@ import numpy
 
 from study.plan import models_of_score, runs_of
 from study.scores import Cell, cells_of, official
-from study.tables import NOT_RUN, Differences, Table, difference
+from study.tables import NOT_RUN, Differences, Table, difference, drawing
 
 
 MEASURES = ("clean", "noise", "worst", "embedding", "query", "AdvGLUE", "AdvGLUE test")
@@ -49,7 +49,8 @@ def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
             if all(len(of_task) > 1 for of_task in pairs):
                 apart.setdefault(measure, {})[cells[0].model] = difference(*pairs)
     note = NOTE.format(tasks=", ".join(task for _, task in names), parts=", ".join(f"`{part}`" for part in parts))
-    return Table(score, note, [cells[0] for cells in models], lines, apart)
+    draw = drawing(plan["scores"][score].get("picture"))
+    return Table(score, note, [cells[0] for cells in models], lines, apart, draw)
 
 
 def means(cells: Sequence[Cell], measures: Sequence[str]) -> dict[str, str]:

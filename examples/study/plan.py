@@ -13,7 +13,8 @@ import yaml
 STAGES = ("train", "choice", "test", "advglue_test", "query", "layers", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
 KNOWN = ("about", "common", "models", "parts", "scores", "summary")  # of a plan
-ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast")  # of a part
+ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast", "picture")  # of a part
+PICTURES = ("cost",)  # of a part or a score, in place of the differences alone: these against the cost of training
 AUTOCAST = ("bfloat16",)  # float16 would want its gradients scaled
 STIFF = 50  # rows of the layers' stiffness
 NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
@@ -137,6 +138,7 @@ def check_parts(plan: dict[str, Any]) -> None:
                 raise ValueError(f"part {part!r} may hold {', '.join(ENTRIES)}, got {name!r}.")
         if what.get("autocast", "bfloat16") not in AUTOCAST:
             raise ValueError(f"autocast of {part!r} must be of {', '.join(AUTOCAST)}, got {what['autocast']!r}.")
+        check_picture(f"part {part!r}", what)
         for field, names in (("models", list(plan["models"])), ("stages", list(STAGES))):
             unknown = [one for one in what[field] if one not in names]
             if unknown or not what[field]:
@@ -154,8 +156,9 @@ def check_scores(plan: dict[str, Any]) -> None:
         chosen = what.get("parts") if isinstance(what, dict) else None
         if not isinstance(chosen, list) or not chosen or any(one not in list(plan["parts"]) for one in chosen):
             raise ValueError(f"score {score!r} must hold parts, a list of {', '.join(plan['parts'])}, got {chosen!r}.")
-        if odd := [name for name in what if name not in ("parts", "models")]:
-            raise ValueError(f"score {score!r} may hold parts, models, got {odd[0]!r}.")
+        if odd := [name for name in what if name not in ("parts", "models", "picture")]:
+            raise ValueError(f"score {score!r} may hold parts, models, picture, got {odd[0]!r}.")
+        check_picture(f"score {score!r}", what)
         parts = [plan["parts"][one] for one in chosen]
         tasks, models = [task for part in parts for task in part["tasks"]], models_of_score(plan, score)
         if len(set(tasks)) < len(tasks):
@@ -164,6 +167,11 @@ def check_scores(plan: dict[str, Any]) -> None:
             if "test" not in part["stages"] or not set(models) <= set(part["models"]):
                 need = f"the stage test, and the models {', '.join(models)}"
                 raise ValueError(f"{one!r} of score {score!r} must have {need}.")
+
+
+def check_picture(whose: str, what: dict[str, Any]) -> None:
+    if what.get("picture", PICTURES[0]) not in PICTURES:
+        raise ValueError(f"picture of {whose} must be of {', '.join(PICTURES)}, got {what['picture']!r}.")
 
 
 def check_summary(plan: dict[str, Any]) -> None:

@@ -110,7 +110,7 @@ def part_tables(plan: dict[str, Any], part: str, runs: Path) -> list[Table]:
             if stage in what["stages"]:
                 name = part if part.endswith(f", {task}") else f"{part}, {task}"
                 note = " ".join([f"Task {task}, {rows} rows.", *trained, *measured])
-                found.append(part_table(f"{name}, {rows}", note, cells, stage))
+                found.append(part_table(f"{name}, {rows}", note, cells, stage, what.get("picture")))
         if "layers" in what["stages"]:
             found.append(layers_table(f"{part}, {task}, layers", LAYERS.format(task=task), cells))
     return found

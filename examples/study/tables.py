@@ -15,6 +15,7 @@ from study.scores import Cell, costs, official
 
 
 NOT_RUN = "not run"
+MARKERS = ("o", "s", "^")  # of ten models each
 Line = dict[str, str]  # column -> what it shows; the first column, "", is the model
 Differences = dict[str, dict[str, dict[str, Any]]]  # measure -> model -> what `difference` returns
 # column -> what it says
@@ -60,12 +61,14 @@ class Table:
         return textwrap.fill(self.note, 120, break_on_hyphens=False)
 
 
-def part_table(title: str, note: str, cells: list[Cell], stage: str) -> Table:
+def part_table(title: str, note: str, cells: list[Cell], stage: str, kind: str | None = None) -> Table:
+    """`kind` of picture, of plan.PICTURES."""
     lines = [accuracies(cell, stage) for cell in cells]
     frequent = most_frequent(cells, stage)
     lines += [dict.fromkeys(lines[0], "") | frequent] * bool(frequent)
     shown = [n for n in lines[0] if n in ("", "clean") or any(line[n] not in (NOT_RUN, "") for line in lines)]
-    return Table(title, note, cells, [{n: line[n] for n in shown} for line in lines], differences(cells, stage))
+    lines = [{n: line[n] for n in shown} for line in lines]
+    return Table(title, note, cells, lines, differences(cells, stage), drawing(kind))
 
 
 def accuracies(cell: Cell, stage: str) -> Line:
@@ -161,5 +164,29 @@ def picture(table: Table) -> Figure:
         ax.set_title(measure, fontsize="medium")
     axes[0].set_yticks(range(len(models)), models)
     axes[0].invert_yaxis()
+    figure.suptitle(f"{table.title}: points over {table.cells[0].model}", fontsize="medium")
+    return figure
+
+
+def drawing(kind: str | None) -> Callable[[Table], Figure] | None:
+    return cost_picture if kind == "cost" else None
+
+
+def cost_picture(table: Table) -> Figure:
+    """A panel a measure, a dot a model: its difference to the first against what its training costs."""
+    known = {cell.model: found for cell in table.cells if (found := costs(cell)["training cost"])}
+    figure = Figure(figsize=(2.5 + 2.6 * len(table.apart), 3 + 0.1 * len(known)), layout="constrained")
+    axes = figure.subplots(1, len(table.apart), squeeze=False)[0]
+    for ax, (measure, of) in zip(axes, table.apart.items(), strict=True):
+        for k, model in enumerate(model for model in known if model in of):
+            middle, ends = 100 * of[model]["difference"], 100 * numpy.array(of[model]["ci95"])
+            bars = numpy.abs(ends - middle)[:, None]
+            style = {"fmt": MARKERS[k // 10], "color": f"C{k % 10}", "alpha": 1.0 if of[model]["resolved"] else 0.5}
+            ax.errorbar(float(numpy.mean(known[model])), middle, bars, label=model, markersize=5, **style)
+        ax.axhline(0, color="0.8", zorder=0)
+        ax.set_title(measure, fontsize="medium")
+        ax.set_xlabel("training cost")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="x-small")
     figure.suptitle(f"{table.title}: points over {table.cells[0].model}", fontsize="medium")
     return figure

@@ -69,7 +69,11 @@ def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study)
         (f"{SCORED}\nscores: {{one: {{parts: [one]}}}}", "score 'one' must have another name than every part."),
         (f"{SCORED}\nscores: {{s: [one]}}", "score 's' must hold parts, a list of one, all, choice, got None."),
         (f"{SCORED}\nscores: {{s: {{parts: [two]}}}}", "'s' must hold parts, a list of one, all, choice, got ['two']."),
-        (f"{SCORED}\nscores: {{s: {{parts: [one], model: [a]}}}}", "'s' may hold parts, models, got 'model'."),
+        (f"{SCORED}\nscores: {{s: {{parts: [one], model: [a]}}}}", "'s' may hold parts, models, picture, got 'model'."),
+        (
+            f"{SCORED}\nscores: {{s: {{parts: [one], picture: dots}}}}",
+            "picture of score 's' must be of cost, got 'dots'.",
+        ),
         (f"{SCORED}\nscores: {{s: {{parts: [one, one]}}}}", "of score 's' must hold a task once, got sst2, sst2."),
         (
             f"{SCORED}\nscores: {{s: {{parts: [one, choice]}}}}",
@@ -85,7 +89,7 @@ def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study)
         ("models: {a: {of: [b]}}\nparts: {}", "of of 'a' must be a model that has neither of nor teacher, got ['b']."),
         (
             "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [test], argument: {}}}",
-            "part 'p' may hold tasks, seeds, models, stages, arguments, autocast, got 'argument'.",
+            "part 'p' may hold tasks, seeds, models, stages, arguments, autocast, picture, got 'argument'.",
         ),
         (
             "models: {a: {}}\nparts: {p: {tasks: [sst2], seeds: [0], models: [a], stages: [test], autocast: float64}}",

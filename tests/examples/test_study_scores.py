@@ -68,6 +68,28 @@ def test_failures_are_counted_and_differences_are_over_common_seeds(tables):
     assert tables.difference_lines(table)[0]["clean"] == "-25.0 [-75.0, +0.0] (1)"
 
 
+def test_a_picture_of_differences_against_the_cost_of_training(tables):
+    """A dot a model whose cost is known, in every panel."""
+
+    def cell(model, clean, cost=None):
+        kept = kept_of(clean)
+        if cost is not None:
+            kept["stages"]["cost"] = {what: {"ratio": cost} for what in ("inference", "training")}
+        return tables.Cell(model, {0: kept})
+
+    cells = [cell("a", "1100", 1.0), cell("b", "1110", 2.5), cell("c", "1111"), cell("d", "1000", 4.0)]
+    table = tables.part_table("title", "note", cells, "choice", "cost")
+    figure = table.draw(table)
+    assert [ax.get_title() for ax in figure.axes] == ["clean", "noise", "worst", "embedding"]
+    for ax in figure.axes:
+        dots = [tuple(bars.lines[0].get_xydata()[0]) for bars in ax.containers]
+        assert dots == [(2.5, 25.0), (4.0, -25.0)]
+        assert [bars.get_label() for bars in ax.containers] == ["b", "d"]
+        low, high = ax.containers[0].lines[2][0].get_segments()[0][:, 1]
+        assert (low, high) == pytest.approx([100 * end for end in table.apart[ax.get_title()]["b"]["ci95"]])
+    assert tables.part_table("title", "note", cells, "choice").draw is None
+
+
 def kept_test(task, right):
     """A run of which so many of 20 validation rows are right, and fewer under noise, the attack, and on AdvGLUE."""
     clean, noise, embedding, attacked = ("1" * (right - less) + "0" * (20 - right + less) for less in (0, 2, 4, 6))
