@@ -42,13 +42,13 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     for name, least in (("batch", 1), ("length", 3), ("repeats", 1)):
         at_least(least, **{f"--{name}": getattr(args, name)})
     texts = read_texts(args.data, args.task, args.text_column, limit=args.batch, seed=args.seed)
-    args.model = args.model or minilm()
-    model, tokenizer = load_model(args.model, device=args.device, dtype=args.dtype, seed=args.seed)
+    path = args.model or minilm()
+    model, tokenizer = load_model(path, device=args.device, dtype=args.dtype, seed=args.seed)
     if args.length > (longest := longest_input(model, tokenizer)):
-        raise ValueError(f"--length must be at most {longest} for {args.model}, got {args.length}.")
+        raise ValueError(f"--length must be at most {longest} for {path}, got {args.length}.")
     if longest < SENTENCE_LENGTH:
-        raise ValueError(f"--model must take {SENTENCE_LENGTH} tokens or more, {args.model} takes {longest}.")
-    marked = fingerprint(args.model, model.config)
+        raise ValueError(f"--model must take {SENTENCE_LENGTH} tokens or more, {path} takes {longest}.")
+    marked = fingerprint(path, model.config)
     targets = measure_targets(
         model,
         tokenizer,
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         "connection": {**{name: getattr(model.config, name) for name in KEPT}, **FIELDS},
         "targets": targets,
     }
-    head = f"{args.model}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, {args.repeats} rounds, "
+    head = f"{path}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, {args.repeats} rounds, "
     return Report(data, text(data, f"{head}batch {args.batch} x {args.length}"))
 
 
