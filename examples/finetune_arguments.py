@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,7 +81,8 @@ def parse(argv: list[str], prog: str = "finetune.py") -> Any:
     if unknown:
         own = ", ".join(f"--{f.name}" for kind in (ModelArguments, DataArguments) for f in fields(kind))
         name = unknown[0].partition("=")[0]  # without the value, which may be a token
-        raise ValueError(f"{name} is no argument; there are {own}, and those of TrainingArguments.")
+        meant = command_line.nearest(name, parser.options_of(None))
+        raise ValueError(f"{name} is no argument{meant or f'; there are {own}, and those of TrainingArguments.'}")
     check_training(arguments[0], arguments[2])
     return arguments
 
@@ -93,9 +95,22 @@ UNUSABLE = {
     "remove_unused_columns": False,
     "label_names": ...,
 }
+# TrainingArguments does not check these: the least that each may be
+LEAST = {
+    "learning_rate": 0.0,
+    "num_train_epochs": 0.0,
+    "weight_decay": 0.0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+}
 
 
 def check_training(own: ModelArguments, args: TrainingArguments) -> None:
+    for name, least in LEAST.items():
+        if not least <= getattr(args, name) < math.inf:
+            kind = "an integer" if isinstance(least, int) else "a finite number"
+            raise ValueError(f"--{name} must be {kind} >= {least}, got {getattr(args, name)}.")
     if args.hub_token is not None:
         raise ValueError("--hub_token would be pickled into training_args.bin and pushed; set HF_TOKEN in its place.")
     if own.early_stopping_patience is not None:

@@ -189,7 +189,9 @@ def test_a_device_is_never_replaced(run):
     [
         (["--output", "nowhere/out.json"], "--output nowhere/out.json: the folder nowhere does not exist"),
         (["--output", "."], "--output . is a folder; it must name a file"),
-        (["--y", "1"], "unrecognized arguments: --y 1"),
+        (["--zzz", "1"], "unrecognized arguments: --zzz 1\n"),
+        (["--outptu", "a.json"], "unrecognized arguments: --outptu a.json; did you mean --output?"),
+        (["--versio"], "unrecognized arguments: --versio; did you mean --version?"),
         (["--x", "one"], "argument --x: invalid int value: 'one'"),
     ],
 )

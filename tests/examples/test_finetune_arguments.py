@@ -92,9 +92,17 @@ def test_paper_preset(arguments):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--im_thet", "1"], "--im_thet is no argument; there are --im_theta, --im_layers,"),
-        (["--im-stepsize=1"], "--im-stepsize is no argument; there are --im_theta, --im_layers,"),
-        (["--learning_rat", "1"], "--learning_rat is no argument; there are --im_theta"),
+        (["--im_thet", "1"], "--im_thet is no argument; did you mean --im_theta?"),
+        (["--im-stepsize=1"], "--im-stepsize is no argument; did you mean --im-step-size?"),
+        (["--learning_rat", "1"], "--learning_rat is no argument; did you mean --learning_rate?"),
+        (["--xyzzy", "1"], "--xyzzy is no argument; there are --im_theta, --im_layers,"),
+        (["--learning_rate", "-1"], "--learning_rate must be a finite number >= 0.0, got -1.0."),
+        (["--learning_rate", "nan"], "--learning_rate must be a finite number >= 0.0, got nan."),
+        (["--weight_decay", "inf"], "--weight_decay must be a finite number >= 0.0, got inf."),
+        (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size must be an integer >= 1, got 0."),
+        (["--num_train_epochs", "-1"], "--num_train_epochs must be a finite number >= 0.0, got -1.0."),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be an integer >= 1, got 0."),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps must be an integer >= 1, got 0."),
         (["--im_theta", "much"], "--im_theta/--im-theta: invalid float value: 'much'"),
         (["--im_theta", "2"], "im_theta must be a number from 0 to 1, got 2.0."),
         (
@@ -286,7 +294,7 @@ def test_settings_file(arguments, tmp_path):
     assert glue.im_values(glue.parse([str(path)])[0]) == {"im_layers": []}
 
     path.write_text(json.dumps({**settings, "im_thet": 1}))
-    assert "--im_thet is no argument; there are --im_theta, " in refusal([str(path)])
+    assert "--im_thet is no argument; did you mean --im_theta?" in refusal([str(path)])
     for text in ("{", "[1]"):
         path.write_text(text)
         assert f"{path} must hold a JSON object of arguments: " in refusal([str(path)])
