@@ -49,7 +49,7 @@ def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
             if all(len(of_task) > 1 for of_task in pairs):
                 apart.setdefault(measure, {})[cells[0].model] = difference(*pairs)
     note = NOTE.format(tasks=", ".join(task for _, task in names), parts=", ".join(f"`{part}`" for part in parts))
-    draw = drawing(plan["scores"][score].get("picture"))
+    draw = drawing(plan["scores"][score].get("picture"), apart)
     return Table(score, note, [cells[0] for cells in models], lines, apart, draw)
 
 

@@ -171,7 +171,7 @@ def check_scores(plan: dict[str, Any]) -> None:
 
 def check_picture(whose: str, what: dict[str, Any]) -> None:
     if what.get("picture", PICTURES[0]) not in PICTURES:
-        raise ValueError(f"picture of {whose} must be of {', '.join(PICTURES)}, got {what['picture']!r}.")
+        raise ValueError(f"picture of {whose} must be one of {', '.join(PICTURES)}, got {what['picture']!r}.")
 
 
 def check_summary(plan: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from study.scores import Cell, costs, official
 
 
 NOT_RUN = "not run"
-MARKERS = ("o", "s", "^")  # of ten models each
+MARKERS = ("o", "s", "^")  # of ten colours each
 Line = dict[str, str]  # column -> what it shows; the first column, "", is the model
 Differences = dict[str, dict[str, dict[str, Any]]]  # measure -> model -> what `difference` returns
 # column -> what it says
@@ -67,8 +67,8 @@ def part_table(title: str, note: str, cells: list[Cell], stage: str, kind: str |
     frequent = most_frequent(cells, stage)
     lines += [dict.fromkeys(lines[0], "") | frequent] * bool(frequent)
     shown = [n for n in lines[0] if n in ("", "clean") or any(line[n] not in (NOT_RUN, "") for line in lines)]
-    lines = [{n: line[n] for n in shown} for line in lines]
-    return Table(title, note, cells, lines, differences(cells, stage), drawing(kind))
+    lines, apart = [{n: line[n] for n in shown} for line in lines], differences(cells, stage)
+    return Table(title, note, cells, lines, apart, drawing(kind, apart))
 
 
 def accuracies(cell: Cell, stage: str) -> Line:
@@ -168,25 +168,30 @@ def picture(table: Table) -> Figure:
     return figure
 
 
-def drawing(kind: str | None) -> Callable[[Table], Figure] | None:
-    return cost_picture if kind == "cost" else None
+def drawing(kind: str | None, apart: Differences) -> Callable[[Table], Figure] | None:
+    return cost_picture if kind == "cost" and apart else None
 
 
 def cost_picture(table: Table) -> Figure:
-    """A panel a measure, a dot a model: its difference to the first against what its training costs."""
-    known = {cell.model: found for cell in table.cells if (found := costs(cell)["training cost"])}
+    """A panel a measure, a dot a model: its difference to the first against what its training costs.
+
+    Models of no known cost are left out; a score's costs are those of its first task. Resolved differences are full.
+    """
+    known = {cell.model: found for cell in table.cells[1:] if (found := costs(cell)["training cost"])}
     figure = Figure(figsize=(2.5 + 2.6 * len(table.apart), 3 + 0.1 * len(known)), layout="constrained")
     axes = figure.subplots(1, len(table.apart), squeeze=False)[0]
+    shown = {}
     for ax, (measure, of) in zip(axes, table.apart.items(), strict=True):
-        for k, model in enumerate(model for model in known if model in of):
-            middle, ends = 100 * of[model]["difference"], 100 * numpy.array(of[model]["ci95"])
-            bars = numpy.abs(ends - middle)[:, None]
-            style = {"fmt": MARKERS[k // 10], "color": f"C{k % 10}", "alpha": 1.0 if of[model]["resolved"] else 0.5}
-            ax.errorbar(float(numpy.mean(known[model])), middle, bars, label=model, markersize=5, **style)
+        for k, (model, ratios) in enumerate(known.items()):
+            if model in of:
+                middle, ends = 100 * of[model]["difference"], 100 * numpy.array(of[model]["ci95"])
+                style: dict[str, Any] = {"fmt": MARKERS[k // 10 % len(MARKERS)], "color": f"C{k % 10}", "markersize": 5}
+                style["markerfacecolor"] = style["color"] if of[model]["resolved"] else "white"
+                bars = numpy.abs(ends - middle)[:, None]
+                shown[model] = ax.errorbar(float(numpy.mean(ratios)), middle, bars, label=model, **style)
         ax.axhline(0, color="0.8", zorder=0)
         ax.set_title(measure, fontsize="medium")
         ax.set_xlabel("training cost")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize="x-small")
+    figure.legend(shown.values(), shown.keys(), loc="outside right center", fontsize="x-small")
     figure.suptitle(f"{table.title}: points over {table.cells[0].model}", fontsize="medium")
     return figure

@@ -72,7 +72,7 @@ def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study)
         (f"{SCORED}\nscores: {{s: {{parts: [one], model: [a]}}}}", "'s' may hold parts, models, picture, got 'model'."),
         (
             f"{SCORED}\nscores: {{s: {{parts: [one], picture: dots}}}}",
-            "picture of score 's' must be of cost, got 'dots'.",
+            "picture of score 's' must be one of cost, got 'dots'.",
         ),
         (f"{SCORED}\nscores: {{s: {{parts: [one, one]}}}}", "of score 's' must hold a task once, got sst2, sst2."),
         (

@@ -69,25 +69,29 @@ def test_failures_are_counted_and_differences_are_over_common_seeds(tables):
 
 
 def test_a_picture_of_differences_against_the_cost_of_training(tables):
-    """A dot a model whose cost is known, in every panel."""
+    """A dot a model whose cost is known, in every panel where it was measured, of the same colour in all."""
 
-    def cell(model, clean, cost=None):
-        kept = kept_of(clean)
+    def cell(model, clean, cost=None, **more):
+        kept = kept_of(clean, **more)
         if cost is not None:
             kept["stages"]["cost"] = {what: {"ratio": cost} for what in ("inference", "training")}
         return tables.Cell(model, {0: kept})
 
     cells = [cell("a", "1100", 1.0), cell("b", "1110", 2.5), cell("c", "1111"), cell("d", "1000", 4.0)]
     table = tables.part_table("title", "note", cells, "choice", "cost")
+    del table.apart["worst"]["b"]
     figure = table.draw(table)
     assert [ax.get_title() for ax in figure.axes] == ["clean", "noise", "worst", "embedding"]
     for ax in figure.axes:
-        dots = [tuple(bars.lines[0].get_xydata()[0]) for bars in ax.containers]
-        assert dots == [(2.5, 25.0), (4.0, -25.0)]
-        assert [bars.get_label() for bars in ax.containers] == ["b", "d"]
-        low, high = ax.containers[0].lines[2][0].get_segments()[0][:, 1]
-        assert (low, high) == pytest.approx([100 * end for end in table.apart[ax.get_title()]["b"]["ci95"]])
+        shown = {bars.get_label(): bars for bars in ax.containers}
+        dots = {model: tuple(bars.lines[0].get_xydata()[0]) for model, bars in shown.items()}
+        assert dots == ({} if ax.get_title() == "worst" else {"b": (2.5, 25.0)}) | {"d": (4.0, -25.0)}
+        assert shown["d"].lines[0].get_color() == "C1"
+        ends = shown["d"].lines[2][0].get_segments()[0][:, 1]
+        assert ends == pytest.approx([100 * end for end in table.apart[ax.get_title()]["d"]["ci95"]])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "d"]
     assert tables.part_table("title", "note", cells, "choice").draw is None
+    assert not tables.part_table("title", "note", cells[:1], "choice", "cost").drawn
 
 
 def kept_test(task, right):
