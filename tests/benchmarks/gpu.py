@@ -1,34 +1,37 @@
-"""The bounds for a GPU: a BERT-base shape, all layers implicit with T 3 unless a row says otherwise.
+"""The bounds for a GPU: a BERT-base shape, all layers implicit with T 3 unless a target says otherwise.
 
-Inference has bfloat16 weights, and a training step float32 weights under bfloat16 autocast with dropout. Every row is
-held against plain BERT, torchdeq or a row of its own kind, measured in turn with it in the same run.
+Inference has bfloat16 weights, and a training step float32 weights under bfloat16 autocast with dropout. torchdeq
+leaves autocast in its backward pass, so training beside it is in float32. A graph's attention gets a mask, which eager
+BERT leaves out where nothing is padded. Memory is that of tensors: no workspace inside a kernel is seen.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from bench import Record, record
 from references import find_torchdeq, with_references
+from targets import over
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from imbert_hf.evaluation.attacks.ascent import Batch
 from imbert_hf.evaluation.cost.measures import interleave, peak_bytes, ratio, timed, waiting
 from imbert_hf.evaluation.cost.settings import make_batch
-from imbert_hf.evaluation.cost.variants import BERT_STEP, EVALUATION, Variant
+from imbert_hf.evaluation.cost.variants import Variant, last_layers, make_variants
+from imbert_hf.evaluation.report import Keep, compute_now
 
 
-WIDE, ONE, MANY = (32, 128), (1, 16), (128, 128)
-ENOUGH = 50  # forwards that a captured graph or an allocator has settled after
+BATCH, SENTENCE, LARGE_BATCH = (32, 128), (1, 16), (128, 128)
+WARM_UP = 3  # rounds, or forwards before a capture, that are not counted
 
 
 @dataclass(frozen=True)
-class Row:
+class Target:
     """What is measured, and the most that it may be of what it is held `against`.
 
     Attributes:
@@ -41,7 +44,7 @@ class Row:
 
     phase: str
     bound: float
-    shape: tuple[int, int] = WIDE
+    shape: tuple[int, int] = BATCH
     solver: str = "fixed_point"
     gradient: str = "implicit"
     iterations: int = 3
@@ -50,39 +53,35 @@ class Row:
     against: str = "floor"
 
     @property
-    def target(self) -> str:
+    def name(self) -> str:
         return f"{self.phase} / {self.against}"
 
     @property
     def setting(self) -> str:
-        how = f"{self.solver} T {self.iterations}"
-        how += f", {self.gradient}" if self.phase != "inference" else ", one CUDA graph" if self.graph else ", eager"
-        where = "all layers" if self.layers is None else "last layer" if self.layers == 1 else f"last {self.layers}"
-        return f"{self.shape[0]} x {self.shape[1]}, {where}, {how}"
+        how = self.gradient if self.phase != "inference" else "one CUDA graph" if self.graph else "eager"
+        where = "all layers" if self.layers is None else f"last layers: {self.layers}"
+        return f"{self.shape[0]} x {self.shape[1]}, {where}, {self.solver} T {self.iterations}, {how}"
 
 
-ROWS = (
-    Row("inference", 1.15),
-    Row("inference", 1.3, solver="anderson"),
-    Row("inference", 1.10, layers=1),
-    Row("inference", 1.06, graph=True),
-    Row("inference", 1.06, layers=1, graph=True),
-    Row("inference", 1.25, ONE),
-    Row("inference", 1.15, ONE, graph=True),
-    Row("inference", 1.05, MANY),
-    *(Row("training", 1.15, gradient=gradient) for gradient in ("implicit", "one_step")),
+GRADIENTS = ("implicit", "one_step")
+TARGETS = (
+    Target("inference", 1.15),
+    Target("inference", 1.3, solver="anderson"),
+    Target("inference", 1.10, layers=1),
+    Target("inference", 1.06, graph=True),
+    Target("inference", 1.06, layers=1, graph=True),
+    Target("inference", 1.25, SENTENCE),
+    Target("inference", 1.15, SENTENCE, graph=True),
+    Target("inference", 1.05, LARGE_BATCH),
+    *(Target("training", 1.15, gradient=gradient, layers=n) for n in (None, 1) for gradient in GRADIENTS),
+    *(Target("memory", 1.15, gradient=g, iterations=T, against="BERT") for g in GRADIENTS for T in (2, 50)),
+    *(Target("memory", 1.03, gradient=gradient, iterations=50, against="T 2") for gradient in GRADIENTS),
+    *(Target("inference", 1.0, iterations=T, against="torchdeq") for T in (3, 8)),
     *(
-        Row("memory", 1.15, gradient=gradient, iterations=T, against="BERT")
-        for gradient in ("implicit", "one_step")
-        for T in (2, 50)
-    ),
-    *(Row("memory", 1.03, gradient=g, iterations=50, against="T 2") for g in ("implicit", "one_step")),
-    *(Row("inference", 1.0, iterations=T, against="torchdeq") for T in (3, 8)),
-    *(
-        Row(phase, bound, solver=solver, gradient=gradient, against="torchdeq")
+        Target(phase, bound, solver=solver, gradient=gradient, iterations=T, against="torchdeq")
         for phase, bound in (("training", 1.0), ("memory", 1.02))
-        for solver in ("fixed_point", "anderson")
-        for gradient in ("implicit", "one_step")
+        for solver, T in (("fixed_point", 3), ("anderson", 4))  # with 3 its Anderson evaluates once more
+        for gradient in GRADIENTS
     ),
 )
 
@@ -95,12 +94,11 @@ def autocast_losses(model: Any, batch: Batch) -> Iterator[Tensor]:
 
 def captured(forward: Callable[[], Any]) -> Callable[[], Any]:
     """What replays `forward` as one CUDA graph."""
-    for _ in range(ENOUGH):
-        forward()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        forward()
+        for _ in range(WARM_UP):
+            forward()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -108,65 +106,57 @@ def captured(forward: Callable[[], Any]) -> Callable[[], Any]:
     return graph.replay
 
 
-def pair(row: Row, model: Any) -> tuple[Variant, Variant | None]:
-    """What a row measures, and what it is held against; None where torchdeq has no such solve."""
-    other = 2 if row.against == "T 2" else row.iterations
-    bert, *variants = [
-        replace(variant, losses=autocast_losses)
-        for variant in with_references(
-            model,
-            solvers=[row.solver],
-            gradients=[row.gradient],
-            iterations=sorted({row.iterations, other}),
-            implicit_layers=row.layers,
-        )
-    ]
-    named = {variant.name: variant for variant in variants}
-    name = f"{row.solver} T {row.iterations}, {row.gradient}"
-    theirs = {"torchdeq": f"torchdeq {name}", "T 2": f"{row.solver} T 2, {row.gradient}"}
-    return named[name], named.get(theirs[row.against]) if row.against in theirs else bert
+def variants_of(target: Target, model: Any) -> list[Variant]:
+    """What a target measures, and what that is held against."""
+    make = with_references if target.against == "torchdeq" else make_variants
+    options: dict[str, Any] = {"solvers": [target.solver], "gradients": [target.gradient]}
+    options["iterations"] = [2, target.iterations] if target.against == "T 2" else [target.iterations]
+    named = {variant.name: variant for variant in make(model, implicit_layers=target.layers, **options)}
+    ours = f"{target.solver} T {target.iterations}, {target.gradient}"
+    theirs = {"torchdeq": f"torchdeq {ours}", "T 2": f"{target.solver} T 2, {target.gradient}"}
+    found = [named[ours], named[theirs.get(target.against, "BERT")]]
+    return found if target.against == "torchdeq" else [replace(one, losses=autocast_losses) for one in found]
 
 
-def least(row: Row, ours: Variant, model: Any) -> float:
-    """The floor of a row's time, in units of BERT's."""
-    if row.against != "floor":
-        return 1.0
-    unit = ours.floor.training / BERT_STEP if row.phase == "training" else ours.floor.inference / EVALUATION
-    share = 1.0 if row.layers is None else row.layers / model.config.num_hidden_layers
-    return 1 + (unit - 1) * share
-
-
-def measured(row: Row, model: Any, repeats: int, seed: int = 0) -> Record:
-    """A row of ROWS on the device of `model`, an IMBertForSequenceClassification in float32."""
-    if row.phase == "inference":
-        model = copy.deepcopy(model).bfloat16()
-    ours, theirs = pair(row, model)
-    if theirs is None:
-        note = "it has no bfloat16" if find_torchdeq() else "not installed (pip install torchdeq)"
-        return record(row.target, row.setting, None, row.bound, note=note)
-    batch = make_batch(model, None, None, *row.shape, seed)
-    if row.phase == "memory":
-        value = peak_bytes(ours, batch) / peak_bytes(theirs, batch)
-        return record(row.target, row.setting, value, row.bound)
-    actions = {name: _action(row, variant, batch) for name, variant in (("ours", ours), ("theirs", theirs))}
+def measure(target: Target, model: Any, repeats: int, seed: int = 0) -> Record:
+    """One of TARGETS, of `model`, an IMBertForSequenceClassification, on its device and in its dtype."""
+    if target.against == "torchdeq" and not find_torchdeq():
+        return record(target.name, target.setting, None, target.bound, note="not installed (pip install torchdeq)")
+    ours, theirs = variants_of(target, model)
+    batch = make_batch(model, None, None, *target.shape, seed)
+    if target.phase == "memory":
+        return record(target.name, target.setting, peak_bytes(ours, batch) / peak_bytes(theirs, batch), target.bound)
+    actions = {"ours": _action(target, ours, batch), "theirs": _action(target, theirs, batch)}
     wait = waiting(model.device)
-    interleave(actions, 1, synchronise=wait)
+    interleave(actions, WARM_UP, synchronise=wait)
     seconds = interleave(actions, repeats, synchronise=wait)
-    timing, unit = ratio(seconds["ours"], seconds["theirs"]), least(row, ours, model)
-    quartiles, note = [value / unit for value in timing["quartiles"]], f"{timing['ratio']:.2f} x"
-    return record(row.target, row.setting, timing["ratio"] / unit, row.bound, quartiles=quartiles, note=note)
+    timing = ratio(seconds["ours"], seconds["theirs"])
+    if target.against != "floor":
+        return record(target.name, target.setting, timing["ratio"], target.bound, quartiles=timing["quartiles"])
+    share = len(last_layers(model, target.layers)) / model.config.num_hidden_layers
+    least = ours.floor.to_bert(target.phase == "training", share)
+    return over(least, timing, target.name, target.setting, target.bound)
 
 
-def _action(row: Row, variant: Variant, batch: Batch) -> Callable[[], Any]:
-    if not row.graph:
-        return partial(timed, variant, batch, row.phase == "training")
+def _action(target: Target, variant: Variant, batch: Batch) -> Callable[[], Any]:
+    if not target.graph:
+        return partial(timed, variant, batch, target.phase == "training")
     with variant.ready(False):
         return partial(nullcontext, captured(partial(variant.infer, batch)))
 
 
-def measure_gpu(model: Any, rows: Sequence[Row] = ROWS, *, repeats: int, seed: int = 0, progress: bool = False):
-    """Every row as a record; "not measured" where `model` is None."""
-    if model is None:
-        return [record(row.target, row.setting, None, row.bound, note="no GPU") for row in rows]
-    torch.manual_seed(seed)
-    return [measured(row, model, repeats, seed) for row in tqdm(rows, "gpu", disable=not progress, leave=False)]
+def measure_gpu(
+    model: Any, *, repeats: int, seed: int = 0, keep: Keep = compute_now, progress: bool = False
+) -> list[Record]:
+    """Every target; `model` in float32."""
+    half, records = copy.deepcopy(model).bfloat16(), []
+    for target in tqdm(TARGETS, "gpu", disable=not progress, leave=False):
+        key = {"measure": "gpu", **asdict(target), "shape": list(target.shape), "repeats": repeats, "seed": seed}
+        torch.manual_seed(seed)
+        compute = partial(measure, target, half if target.phase == "inference" else model, repeats, seed)
+        records.append(keep(key, compute))
+    return records
+
+
+def not_measured() -> list[Record]:
+    return [record(target.name, target.setting, None, target.bound, note="no GPU") for target in TARGETS]

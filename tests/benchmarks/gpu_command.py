@@ -1,6 +1,7 @@
 """The bounds for a GPU, each measured and held against its bound: a BERT-base shape with drawn weights.
 
-Without a GPU the rows are printed as "not measured". Install torchdeq for its rows.
+Without a GPU they are printed as "not measured". Those against torchdeq need it installed. What is finished is kept
+beside --output, and the same command goes on where it was stopped.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from imbert_hf import IMBertConfig, IMBertForSequenceClassification
 from imbert_hf.evaluation.report import Journal, Report, at_least, table
 
 
-HELP = "the bounds on a GPU, met or missed"
+HELP = "the bounds for a GPU, met or missed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,21 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     at_least(1, **{"--repeats": args.repeats})
-    found = gpu.measure_gpu(base_model(args.seed), repeats=args.repeats, seed=args.seed, progress=not args.quiet)
-    data: dict[str, Any] = {"machine": machine() | device(), "targets": found}
-    return Report(data, f"{table(rows(data))}\n\n{verdicts(found)}")
-
-
-def base_model(seed: int) -> Any:
-    """A classifier of the shape of BERT-base on the GPU; None where there is none."""
-    if not torch.cuda.is_available():
-        return None
-    torch.manual_seed(seed)
-    return IMBertForSequenceClassification(IMBertConfig()).cuda().eval()
-
-
-def device() -> dict[str, str]:
-    return {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    data: dict[str, Any] = {"machine": machine()}
+    if torch.cuda.is_available():
+        data["machine"]["device"] = journal.common["device"] = torch.cuda.get_device_name()
+        torch.manual_seed(args.seed)
+        model = IMBertForSequenceClassification(IMBertConfig()).cuda().eval()
+        options = {"repeats": args.repeats, "seed": args.seed, "progress": not args.quiet}
+        data["targets"] = gpu.measure_gpu(model, keep=journal.part, **options)
+    else:
+        data["targets"] = gpu.not_measured()
+    return Report(data, f"{table(rows(data))}\n\n{verdicts(data['targets'])}")
 
 
 def rows(data: dict[str, Any]) -> list[dict[str, Any]]:

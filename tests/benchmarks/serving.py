@@ -21,7 +21,7 @@ from torch import Tensor
 from imbert_hf.evaluation.attacks.ascent import Batch
 from imbert_hf.evaluation.cost.measures import interleave, ratio
 from imbert_hf.evaluation.cost.settings import make_batch
-from imbert_hf.evaluation.cost.variants import EVALUATION, floor_of, plain_bert
+from imbert_hf.evaluation.cost.variants import floor_of, plain_bert
 
 
 # classifier -> im_layers
@@ -98,8 +98,8 @@ def floor(model: Any) -> float:
     """The layers' work at inference in units of BERT's."""
     if not hasattr(model.config, "implicit_layers"):
         return 1.0
-    evaluations = floor_of(model, "fixed_point", "implicit", ITERATIONS, 1.0).inference / EVALUATION
-    return 1 + (evaluations - 1) * len(model.config.implicit_layers) / model.config.num_hidden_layers
+    share = len(model.config.implicit_layers) / model.config.num_hidden_layers
+    return floor_of(model, "fixed_point", "implicit", ITERATIONS, 1.0).to_bert(False, share)
 
 
 def serve(

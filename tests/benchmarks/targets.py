@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from imbert_hf.evaluation.attacks.ascent import Batch
 from imbert_hf.evaluation.cost.settings import make_batch
-from imbert_hf.evaluation.cost.variants import BACKWARD, BERT_STEP, EVALUATION, SOLVERS, Variant
+from imbert_hf.evaluation.cost.variants import BACKWARD, SOLVERS, Variant
 from imbert_hf.evaluation.report import Keep, compute_now
 from imbert_hf.evaluation.stability.growth import connected
 
@@ -67,12 +67,12 @@ def _to_floor(
     for solver, (bound, iterations) in limits.items():
         bert, *rows = bench.rows(solver, iterations, LEAN if training else LEAN[:1], **more)
         for row in tqdm(rows, f"{target}, {solver}", disable=not bench.progress, leave=False):
-            least = row.floor.training / BERT_STEP if training else row.floor.inference / EVALUATION
+            least = row.floor.to_bert(training)
             timing = bench.ratio(row, bert, batch, training, times=round(least), repeats=repeats)
-            yield _over(least, timing, target, row.name if training else str(row.inference), bound)
+            yield over(least, timing, target, row.name if training else str(row.inference), bound)
 
 
-def _over(least: float, timing: Mapping[str, Any], target: str, setting: str, bound: float) -> Record:
+def over(least: float, timing: Mapping[str, Any], target: str, setting: str, bound: float) -> Record:
     """A time in units of BERT's, divided by the least that it can be."""
     quartiles, note = [value / least for value in timing["quartiles"]], f"{timing['ratio']:.2f} x BERT"
     return record(target, setting, timing["ratio"] / least, bound, quartiles=quartiles, note=note)
@@ -233,14 +233,14 @@ def theta(bench: Bench) -> Iterator[Record]:
 
 def consistency(bench: Bench) -> Iterator[Record]:
     """A step with im_consistency, whose guess is tracked too; the other layers are BERT's."""
-    layers = bench.model.config.num_hidden_layers
+    share = 1 / bench.model.config.num_hidden_layers
     for solver, (bound, iterations) in CONSISTENCY.items():
         bert, *rows = bench.rows(solver, iterations, LEAN, implicit_layers=1)
         for row in rows:
-            least = 1 + (row.floor.training + BACKWARD - BERT_STEP) / (layers * BERT_STEP)
+            least = replace(row.floor, training=row.floor.training + BACKWARD).to_bert(True, share)
             row = replace(row, fields={**row.fields, "im_consistency": 1.0})
             timing = bench.ratio(row, bert, bench.random, True, times=round(least))
-            yield _over(least, timing, "training / floor, im_consistency", row.name, bound)
+            yield over(least, timing, "training / floor, im_consistency", row.name, bound)
 
 
 GROUPS: dict[str, Callable[[Bench], Iterator[Record]]] = {

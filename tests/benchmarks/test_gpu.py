@@ -1,74 +1,87 @@
-"""The rows for a GPU: all there without one, and each a measure of what it says, tried on a CPU with a tiny model."""
+"""The bounds for a GPU: all there without one, and each a measure of what it says, tried on a CPU with a tiny model."""
 
 import json
 from dataclasses import replace
 
 import costs
 import gpu
-import gpu_command
 import pytest
 import torch
-from gpu import ROWS, Row
+from gpu import TARGETS
 from run import run
 
 
 model = costs.model  # a fixture: two layers
+TINY = [replace(target, shape=(2, 6), iterations=min(target.iterations, 4)) for target in TARGETS]
 
 
-def test_without_a_gpu_every_row_is_printed_as_not_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_command, "base_model", lambda seed: None)
+def needs_torchdeq(target):
+    if target.against == "torchdeq":
+        pytest.importorskip("torchdeq", reason="torchdeq is not installed")
+
+
+def test_without_a_gpu_every_bound_is_printed_as_not_measured(tmp_path, capsys):
     run(["gpu", "--quiet", "--output", str(tmp_path / "gpu.json")])
     found = json.loads((tmp_path / "gpu.json").read_text())["targets"]
-    assert len(found) == len(ROWS) == len({(row["target"], row["setting"]) for row in found})
+    assert len(found) == len(TARGETS) == len({(row["target"], row["setting"]) for row in found})
     assert {(row["verdict"], row["note"]) for row in found} == {("not measured", "no GPU")}
-    assert f"0 of 0 met, {len(ROWS)} not measured." in capsys.readouterr().out
+    assert f"0 of 0 met, {len(TARGETS)} not measured." in capsys.readouterr().out
 
 
-def small(row: Row) -> Row:
-    return replace(row, shape=(2, 6), iterations=min(row.iterations, 4))
-
-
-@pytest.mark.parametrize("row", {small(row) for row in ROWS if not row.graph}, ids=str)
-def test_each_row_is_measured(model, row):
-    if row.against == "torchdeq":
-        pytest.importorskip("torchdeq", reason="torchdeq is not installed")
-    found = gpu.measured(row, model, repeats=1)
-    assert found["measured"] > 0
-    assert found["bound"] == row.bound
-    assert (found["quartiles"] is None) == (row.phase == "memory")
-    assert model.dtype == torch.float32
-
-
-def test_what_a_row_is_of_and_held_against(model):
-    names = {
-        row: [variant and variant.name for variant in gpu.pair(row, model)]
-        for row in (Row("inference", 1), Row("memory", 1, iterations=4, gradient="one_step", against="T 2"))
-    }
-    assert list(names.values()) == [
-        ["fixed_point T 3, implicit", "BERT"],
-        ["fixed_point T 4, one_step", "fixed_point T 2, one_step"],
-    ]
-    ours, _ = gpu.pair(Row("inference", 1, layers=1), model)
-    assert ours.fields["im_layers"] == [1]
-    assert gpu.least(Row("inference", 1, layers=1), ours, model) == 1 + 3 / 2  # T 3 in one of two layers
-    assert gpu.least(Row("inference", 1), ours, model) == 4
-    assert gpu.least(Row("training", 1), ours, model) == pytest.approx((4 + 1 + 3 + 2) / 3)
-    assert gpu.least(Row("training", 1, against="torchdeq"), ours, model) == 1
+@pytest.mark.parametrize("target", dict.fromkeys(TINY), ids=lambda target: f"{target.name}, {target.setting}")
+def test_each_is_what_it_says(model, target, monkeypatch):
+    """Each second of ours is four of what it is held against, and so is each byte."""
+    needs_torchdeq(target)
+    ours, theirs = gpu.variants_of(target, model)
+    monkeypatch.setattr(gpu, "captured", lambda forward: forward)
+    monkeypatch.setattr(gpu, "ratio", lambda own, other: {"ratio": 4.0, "quartiles": [2.0, 8.0]})
+    monkeypatch.setattr(gpu, "peak_bytes", lambda variant, batch: 4 if variant.name == ours.name else 1)
+    found = gpu.measure(target, model, repeats=1)
+    share = (target.layers or 2) / 2
+    T, one_step = target.iterations, target.gradient == "one_step"
+    work = (T + 1 + (2 if one_step else 1 + T + 2)) / 3 if target.phase == "training" else T + 1
+    least = 1 + (work - 1) * share if target.against == "floor" else 1
+    assert found["measured"] == pytest.approx(4 / least)
+    assert found["quartiles"] == (None if target.phase == "memory" else pytest.approx([2 / least, 8 / least]))
+    assert found["bound"] == target.bound
+    assert ours.name == f"{target.solver} T {T}, {target.gradient}"
+    names = {"torchdeq": f"torchdeq {ours.name}", "T 2": f"{target.solver} T 2, {target.gradient}"}
+    assert theirs.name == names.get(target.against, "BERT")
+    assert ours.fields["im_layers"] == ([1] if target.layers else [0, 1])
 
 
 def test_a_graph_is_captured_once_and_replayed_in_every_round(model, monkeypatch):
     captured, replayed = [], []
     monkeypatch.setattr(gpu, "captured", lambda forward: captured.append(forward()) or (lambda: replayed.append(1)))
-    gpu.measured(small(Row("inference", 1.06, graph=True)), model, repeats=3)
-    assert (len(captured), len(replayed)) == (2, 2 * (1 + 3))  # IM-BERT's and BERT's
+    target = next(target for target in TINY if target.graph)
+    gpu.measure(target, model, repeats=3)
+    assert (len(captured), len(replayed)) == (2, 2 * (gpu.WARM_UP + 3))  # IM-BERT's and BERT's
 
 
-def test_a_training_step_is_under_autocast(model):
+def test_dtypes(model, monkeypatch):
+    """Inference in bfloat16, a training step under its autocast; beside torchdeq, which leaves that, in float32."""
     seen = []
-    hook = model.classifier.register_forward_hook(lambda *a: seen.append(a[-1].dtype))
-    ours, _ = gpu.pair(Row("training", 1), model)
-    with ours.ready(True):
-        ours.step(gpu.make_batch(model, None, None, 2, 6))
-    hook.remove()
+    monkeypatch.setattr(gpu, "measure", lambda target, given, *_: seen.append((target, given)) or {})
+    gpu.measure_gpu(model, repeats=1)
+    assert [target for target, _ in seen] == list(TARGETS)
+    for target, given in seen:
+        assert given.dtype == (torch.bfloat16 if target.phase == "inference" else torch.float32)
+        if target.phase == "training" and (target.against != "torchdeq" or gpu.find_torchdeq()):
+            for variant in gpu.variants_of(target, model):
+                logits = []
+                hook = variant.model.classifier.register_forward_hook(lambda *a, logits=logits: logits.append(a[-1]))
+                with variant.ready(True):
+                    variant.step(gpu.make_batch(model, None, None, 2, 6))
+                hook.remove()
+                assert logits[0].dtype == (torch.float32 if target.against == "torchdeq" else torch.bfloat16)
     model.zero_grad()
-    assert seen == [torch.bfloat16]
+
+
+def test_a_run_that_was_stopped_goes_on(model, monkeypatch):
+    kept, asked = {}, []
+
+    def keep(key, compute):
+        return kept.setdefault(json.dumps(key, sort_keys=True), None) or asked.append(key)
+
+    gpu.measure_gpu(model, repeats=1, keep=keep)
+    assert len(kept) == len(asked) == len(TARGETS)

@@ -29,7 +29,7 @@ from imbert_hf.evaluation.cost.measures import (
     timed,
     waiting,
 )
-from imbert_hf.evaluation.cost.variants import BERT_STEP, EVALUATION, Variant, last_layers, make_variants
+from imbert_hf.evaluation.cost.variants import Variant, last_layers, make_variants
 from imbert_hf.evaluation.report import Keep, compute_now, finite
 
 
@@ -159,8 +159,7 @@ def _to_floor(variant: Variant, seconds: Seconds, phase: str, share: float) -> d
     found = seconds.get(f"{phase} {variant.inference if inference else variant.name}")
     if found is None:
         return None
-    least = variant.floor.inference / EVALUATION if inference else variant.floor.training / BERT_STEP
-    timing, least = ratio(found, seconds[f"{phase} BERT"]), 1 + (least - 1) * share
+    timing, least = ratio(found, seconds[f"{phase} BERT"]), variant.floor.to_bert(not inference, share)
     return timing | {"floor": least, "to_floor": timing["ratio"] / least}
 
 

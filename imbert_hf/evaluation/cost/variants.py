@@ -38,6 +38,11 @@ class Floor:
     inference: float
     training: float
 
+    def to_bert(self, training: bool, share: float = 1.0) -> float:
+        """In units of BERT's inference or training step; a `share` of the layers works so, and the rest is BERT's."""
+        unit = self.training / BERT_STEP if training else self.inference / EVALUATION
+        return 1 + (unit - 1) * share
+
 
 def floor(
     solver: str,
