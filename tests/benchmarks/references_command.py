@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from machine import machine
+from machine import machine, minilm
 from references import find_torchdeq, with_references
 
 from imbert_hf.evaluation.cost import command
@@ -14,11 +14,17 @@ from imbert_hf.evaluation.report import Journal, Report
 
 
 HELP = "time, memory and work of the references, beside those of imbert-eval cost"
-add_arguments, figure = command.add_arguments, command.figure
+figure = command.figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    command.add_arguments(parser)
+    parser.add_argument("--model", help="a checkpoint of BERT or IM-BERT, folder or Hub id (default: all-MiniLM-L6-v2)")
 
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     journal.common["torchdeq"] = find_torchdeq() is not None
+    args.model = args.model or minilm()
     report = command.run(args, journal, make=with_references)
     missing = absent(args.dtype)
     report.data.update(machine=machine(), absent=missing)

@@ -25,8 +25,13 @@ from imbert_hf.evaluation.report import Journal, Report, filled, write_text, wri
 
 HELP = "tables and the picture of the kept results, for the README"
 ROOT = Path(__file__).parents[2]
-COMMANDS = (targets_command, references_command, serving_command, growth_command, gpu_command)
-ROWS = {command.__name__.removesuffix("_command"): command.rows for command in COMMANDS}
+ROWS = {
+    "targets": targets_command.rows,
+    "references": references_command.rows,
+    "serving": serving_command.rows,
+    "growth": growth_command.rows,
+    "gpu": gpu_command.rows,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

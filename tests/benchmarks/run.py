@@ -1,7 +1,7 @@
 """The benchmarks of this project: what its own claims of speed and memory are measured with. No tool of a user's.
 
 python tests/benchmarks/run.py targets --task sst2 --data validation.jsonl
-python tests/benchmarks/run.py references --model google-bert/bert-base-uncased --iterations 3
+python tests/benchmarks/run.py references --iterations 3
 python tests/benchmarks/run.py gpu
 python tests/benchmarks/run.py serving
 python tests/benchmarks/run.py growth

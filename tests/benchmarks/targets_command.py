@@ -6,7 +6,7 @@ command goes on where it was stopped.
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from machine import machine, minilm
 from targets import FIELDS, GROUPS, SENTENCE_LENGTH, measure_targets
 
 from imbert_hf.evaluation.cost.command import load_model
-from imbert_hf.evaluation.cost.variants import KEPT
+from imbert_hf.evaluation.cost.variants import KEPT, SOLVERS
 from imbert_hf.evaluation.data.arguments import add_run_arguments, add_text_column
 from imbert_hf.evaluation.data.loading import fingerprint, longest_input
 from imbert_hf.evaluation.data.tasks import TASKS
@@ -67,8 +67,9 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         "connection": {**{name: getattr(model.config, name) for name in KEPT}, **FIELDS},
         "targets": targets,
     }
-    head = f"{path}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, {args.repeats} rounds, "
-    return Report(data, text(data, f"{head}batch {args.batch} x {args.length}"))
+    head = [args.model or "all-MiniLM-L6-v2", args.dtype, args.device, f"{torch.get_num_threads()} threads"]
+    head += [f"{args.repeats} rounds", f"batch {args.batch} x {args.length}"]
+    return Report(data, text(data, ", ".join(head)))
 
 
 def text(data: dict[str, Any], head: str) -> str:
@@ -96,33 +97,39 @@ def columns(row: dict[str, Any]) -> dict[str, Any]:
     return {**shown, "verdict": row["verdict"], "note": row["note"]}
 
 
-# "fixed_point T 3, implicit" is of "fixed_point, implicit" with three iterations
-ITERATIONS = re.compile(r"(\w+) T (\d+)(?: lr [0-9.e-]+)?(.*)")
+# Such as "fixed_point T 3, implicit" or "gradient_descent T 1 lr 0.02"
+SETTING = re.compile(r"(\w+) T (\d+(?: \d+)*)(?: lr [0-9.e-]+)?(, \w+)?")
 
 
 def rows(data: dict[str, Any]) -> list[dict[str, str]]:
-    """Of the README's table: rows of a target that differ in the iterations alone are one, with a range of values."""
-    found: dict[tuple[str, str, float], list[tuple[str, Record]]] = {}
+    """Of the README's table: a line a target and gradient, a column a solver, with the range of values over T."""
+    found: dict[str, dict[str, list[tuple[str, Record]]]] = {}
     for row in data["targets"]:
-        known = ITERATIONS.fullmatch(row["setting"])
-        setting, T = (known[1] + known[3], known[2]) if known else (row["setting"], "")
-        found.setdefault((row["target"], setting, row["bound"]), []).append((T, row))
+        known = SETTING.fullmatch(row["setting"])
+        solver, T, gradient = known.groups("") if known else ("", "", f", {row['setting']}")
+        found.setdefault(row["target"] + gradient, {}).setdefault(solver, []).append((T, row))
+    solvers = [solver for solver in SOLVERS if any(solver in of_target for of_target in found.values())]
     return [
         {
-            "target": target,
-            "setting": setting,
-            "T": " ".join(T for T, _ in same),
-            "measured": span(row["measured"] for _, row in same),
-            "bound": "" if bound is None else f"{bound:.3g}",
-            "missed at": " ".join(T or "yes" for T, row in same if row["verdict"] == "missed"),
+            "": target,
+            "bound": "; ".join(dict.fromkeys(bound(row) for of_solver in by.values() for _, row in of_solver)),
+            **{solver: cell(by.get(solver, [])) for solver in solvers},
         }
-        for (target, setting, bound), same in found.items()
+        | ({"another": cell(by[""])} if "" in by else {})
+        for target, by in found.items()
     ]
 
 
-def span(values: Iterable[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "not measured"
-    low, high = (f"{value:.2f}" for value in (min(known), max(known)))
-    return low if low == high else f"{low} to {high}"
+def bound(row: Record) -> str:
+    return "" if row["bound"] is None else f"{row['bound']:.3g}"
+
+
+def cell(found: Sequence[tuple[str, Record]]) -> str:
+    """The range of values; the verdict where it is none of met, and with what T where that differs."""
+    measured = [row["measured"] for _, row in found if row["measured"] is not None]
+    low, high = (f"{value:.2f}" for value in (min(measured), max(measured))) if measured else ("", "")
+    shown = low if low == high else f"{low} to {high}"
+    missed = [T for T, row in found if row["verdict"] == "missed"]
+    at = f" at T {' '.join(missed)}" if len(missed) < len(found) else ""
+    verdict = f"missed{at}" if missed else "not measured" if found and not measured else ""
+    return ", ".join(part for part in (shown, verdict) if part)

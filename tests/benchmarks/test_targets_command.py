@@ -178,21 +178,28 @@ def test_the_table():
     assert "1 of 2 met, 1 not measured." in shown
 
 
-def test_rows_that_differ_in_the_iterations_alone_are_a_range():
+def test_the_table_of_the_readme_has_ranges_over_the_iterations():
     found = [
         record("time", "anderson T 1", 1.0, 1.05),
         record("time", "anderson T 12", 1.0612, 1.05),
-        record("time", "gradient_descent T 1 lr 0.02, one_step", 1.004, 1.05),
-        record("time", "gradient_descent T 3 lr 0.02, one_step", 1.0, 1.05),
-        record("memory", "another", None, None),
-        record("memory", "last", 2.0, 1.0),
+        record("time", "gradient_descent T 1 lr 0.02", 1.004, 1.3),
+        record("time", "gradient_descent T 3 lr 0.02", 1.0, 1.3),
+        record("spread", "fixed_point T 2 8 50, one_step", 0.07, 0.03),
+        record("memory", "fixed_point T 3, implicit / fixed_point T 8, unrolled", 2.0, None),
+        record("memory", "anderson", None, 1.0, note="not installed"),
     ]
-    assert [tuple(row.values()) for row in command.rows({"targets": found})] == [
-        ("time", "anderson", "1 12", "1.00 to 1.06", "1.05", "12"),
-        ("time", "gradient_descent, one_step", "1 3", "1.00", "1.05", ""),
-        ("memory", "another", "", "not measured", "", ""),
-        ("memory", "last", "", "2.00", "1", "yes"),
-    ]
+    first, second, third, fourth = command.rows({"targets": found})
+    assert first == {
+        "": "time",
+        "bound": "1.05; 1.3",
+        "fixed_point": "",
+        "anderson": "1.00 to 1.06, missed at T 12",
+        "gradient_descent": "1.00",
+    }
+    assert (second[""], second["bound"], second["fixed_point"]) == ("spread, one_step", "0.03", "0.07, missed")
+    assert third[""] == "memory, fixed_point T 3, implicit / fixed_point T 8, unrolled"
+    assert (third["bound"], third["another"]) == ("", "2.00")
+    assert (fourth[""], fourth["another"]) == ("memory, anderson", "not measured")
 
 
 @pytest.mark.parametrize(
