@@ -1,8 +1,8 @@
 """The bounds for a GPU: a BERT-base shape, all layers implicit with T 3 unless a target says otherwise.
 
 Inference has bfloat16 weights, and a training step float32 weights under bfloat16 autocast with dropout. torchdeq
-leaves autocast in its backward pass, so training beside it is in float32. A graph's attention gets a mask, which eager
-BERT leaves out where nothing is padded. Memory is that of tensors: no workspace inside a kernel is seen.
+leaves autocast in its backward pass, so training beside it is in float32. A graph gets tokens alone: whether a mask
+hides any is asked on the host. Memory is that of tensors: no workspace inside a kernel is seen.
 """
 
 import copy
@@ -142,7 +142,7 @@ def _action(target: Target, variant: Variant, batch: Batch) -> Callable[[], Any]
     if not target.graph:
         return partial(timed, variant, batch, target.phase == "training")
     with variant.ready(False):
-        return partial(nullcontext, captured(partial(variant.infer, batch)))
+        return partial(nullcontext, captured(partial(variant.infer, {"input_ids": batch["input_ids"]})))
 
 
 def measure_gpu(
