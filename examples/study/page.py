@@ -55,6 +55,8 @@ def answers(tables: dict[str, Table]) -> str:
 
 
 def said(table: Table) -> Iterator[str]:
+    if not table.apart:
+        yield "No differences: they take two seeds of every task."
     for cell in table.cells[1:]:
         of_model = {m: table.apart[m][cell.model] for m in MEASURES if cell.model in table.apart.get(m, {})}
         signs = {m: d["difference"] > 0 for m, d in of_model.items() if d["resolved"]}
@@ -68,7 +70,9 @@ def said(table: Table) -> Iterator[str]:
 
 
 def summary_lines(table: Table) -> list[Line]:
-    """The first model's accuracies, and below them the others' points over it."""
+    """The first model's accuracies, and the others' points over it; accuracies of all where nothing is compared."""
+    if not table.apart:
+        return table.lines
     first, *others = zip(table.cells, [*table.lines[:1], *difference_lines(table)], table.lines, strict=False)
     shown = [measure for measure in MEASURES if measure in table.apart]
     priced = any(any(costs(cell).values()) for cell in table.cells)

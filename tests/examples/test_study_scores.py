@@ -190,11 +190,22 @@ def test_the_report_shows_the_score(scored, tmp_path):
     assert "45 of the 60 planned runs were made." in page
 
 
+def test_a_page_of_one_seed_has_accuracies_and_says_why_no_differences(scored):
+    """Found on a small run of paper.yaml: a heading without an answer, and a table of one empty line."""
+    plan, runs = scored
+    plan["parts"] = {name: part | {"seeds": [0]} for name, part in plan["parts"].items()}
+    table = import_module("study.means").score_table(plan, "all", runs)
+    page = import_module("study.page")
+    assert page.answers({"All": table}) == "- **All**, over a. No differences: they take two seeds of every task."
+    assert [line[""] for line in page.summary_lines(table)] == ["a", "b", "d", "most frequent label"]
+    assert page.summary_lines(table)[1]["clean"] == f"{100 * (8 + 2) / 20:.1f}"
+
+
 def test_a_report_without_differences_has_its_tables(tmp_path, scored):
     plan, runs = scored
     parts = {"one": plan["parts"]["one"] | {"models": ["a"]}}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"models": plan["models"], "parts": parts}))
     report = tmp_path / "report"
     import_module("study.report").main([str(tmp_path / "plan.yaml"), "--runs", str(runs), "--output", str(report)])
-    assert "| a  |" in (report / "README.md").read_text()
+    assert re.search(r"\| a +\| 3 of 4 +\|", (report / "README.md").read_text())
     assert list((report / "figures").iterdir()) == []
