@@ -6,7 +6,7 @@ It imports nothing that may not be installed. `main` is the entry point of imber
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 
@@ -14,23 +14,24 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(unknown[0], self.options_of(found))}")
+            option = next((word for word in unknown if word.startswith("-")), "")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(option, self.options_of(found))}")
         return found
 
-    def options_of(self, found: Any) -> Iterator[str]:
-        """The options, and those of the command that was given."""
+    def options_of(self, found: Any) -> list[str]:
+        """The options; where a command was given, its own."""
         for action in self._actions:
-            yield from action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                yield from action.choices[getattr(found, action.dest)].options_of(found)
+            if isinstance(action, argparse._SubParsersAction) and (given := getattr(found, action.dest, None)):
+                return action.choices[given].options_of(found)
+        return [option for action in self._actions for option in action.option_strings]
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")  # argparse would first print the usage
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
+def nearest(word: str, names: Sequence[str]) -> str:
     """What to add to a sentence about an option that is none of `names`."""
-    near = difflib.get_close_matches(word.partition("=")[0], names, n=1, cutoff=0.75) if word.startswith("-") else []
+    near = difflib.get_close_matches(word.partition("=")[0], names, n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
 
 

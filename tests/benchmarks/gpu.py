@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from bench import Record, record
 from references import find_torchdeq, with_references
-from targets import over
+from targets import SENTENCE_ROUNDS, over
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -59,7 +59,7 @@ class Target:
     @property
     def setting(self) -> str:
         how = self.gradient if self.phase != "inference" else "one CUDA graph" if self.graph else "eager"
-        where = "all layers" if self.layers is None else f"last layers: {self.layers}"
+        where = "all layers" if self.layers is None else f"last {self.layers}"
         return f"{self.shape[0]} x {self.shape[1]}, {where}, {self.solver} T {self.iterations}, {how}"
 
 
@@ -93,7 +93,7 @@ def autocast_losses(model: Any, batch: Batch) -> Iterator[Tensor]:
 
 
 def captured(forward: Callable[[], Any]) -> Callable[[], Any]:
-    """What replays `forward` as one CUDA graph."""
+    """What replays `forward` as one CUDA graph, whose logits are those of an eager call."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -102,7 +102,9 @@ def captured(forward: Callable[[], Any]) -> Callable[[], Any]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        forward()
+        output = forward()
+    graph.replay()
+    torch.testing.assert_close(output.logits, forward().logits, rtol=0.05, atol=0.05)  # bfloat16
     return graph.replay
 
 
@@ -129,7 +131,8 @@ def measure(target: Target, model: Any, repeats: int, seed: int = 0) -> Record:
     actions = {"ours": _action(target, ours, batch), "theirs": _action(target, theirs, batch)}
     wait = waiting(model.device)
     interleave(actions, WARM_UP, synchronise=wait)
-    seconds = interleave(actions, repeats, synchronise=wait)
+    rounds = repeats * SENTENCE_ROUNDS if target.shape == SENTENCE else repeats
+    seconds = interleave(actions, rounds, synchronise=wait)
     timing = ratio(seconds["ours"], seconds["theirs"])
     if target.against != "floor":
         return record(target.name, target.setting, timing["ratio"], target.bound, quartiles=timing["quartiles"])
@@ -151,7 +154,7 @@ def measure_gpu(
     """Every target; `model` in float32."""
     half, records = copy.deepcopy(model).bfloat16(), []
     for target in tqdm(TARGETS, "gpu", disable=not progress, leave=False):
-        key = {"measure": "gpu", **asdict(target), "shape": list(target.shape), "repeats": repeats, "seed": seed}
+        key = {"measure": "gpu", **asdict(target), "repeats": repeats, "seed": seed, "torchdeq": bool(find_torchdeq())}
         torch.manual_seed(seed)
         compute = partial(measure, target, half if target.phase == "inference" else model, repeats, seed)
         records.append(keep(key, compute))

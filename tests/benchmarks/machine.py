@@ -35,5 +35,5 @@ def caption(data: dict[str, Any]) -> str:
     names = [name for name in ("torch", "transformers", "onnxruntime") if name in versions]
     packages = ", ".join(f"{name} {versions[name]}" for name in names)
     changed = " with changes" if made["dirty"] else ""
-    where = made.get("device") or f"{made['cpu']}, {settings['threads']} threads"
-    return f"{where}, {packages}, commit {made['commit'][:10]}{changed}."
+    device = f"{made['device']}, " if "device" in made else ""
+    return f"{device}{made['cpu']}, {settings['threads']} threads, {packages}, commit {made['commit'][:10]}{changed}."

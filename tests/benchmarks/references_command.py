@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     journal.common["torchdeq"] = find_torchdeq() is not None
-    args.model = args.model or minilm()
-    report = command.run(args, journal, make=with_references)
+    named = argparse.Namespace(**vars(args) | {"model": args.model or minilm()})
+    report = command.run(named, journal, make=with_references)
     missing = absent(args.dtype)
     report.data.update(machine=machine(), absent=missing)
     return report if not missing else replace(report, text=f"{report.text}\n\nWithout rows: {', '.join(missing)}.")

@@ -98,7 +98,7 @@ def columns(row: dict[str, Any]) -> dict[str, Any]:
 
 
 # Such as "fixed_point T 3, implicit" or "gradient_descent T 1 lr 0.02"
-SETTING = re.compile(r"(\w+) T (\d+(?: \d+)*)(?: lr [0-9.e-]+)?(, \w+)?")
+SETTING = re.compile(rf"({'|'.join(SOLVERS)})(?: T (\d+(?: \d+)*))?(?: lr [0-9.e-]+)?(, \w+)?")
 
 
 def rows(data: dict[str, Any]) -> list[dict[str, str]]:
@@ -125,11 +125,11 @@ def bound(row: Record) -> str:
 
 
 def cell(found: Sequence[tuple[str, Record]]) -> str:
-    """The range of values; the verdict where it is none of met, and with what T where that differs."""
+    """The range of values; what is missed or not measured, and with what T where that differs."""
     measured = [row["measured"] for _, row in found if row["measured"] is not None]
     low, high = (f"{value:.2f}" for value in (min(measured), max(measured))) if measured else ("", "")
-    shown = low if low == high else f"{low} to {high}"
-    missed = [T for T, row in found if row["verdict"] == "missed"]
-    at = f" at T {' '.join(missed)}" if len(missed) < len(found) else ""
-    verdict = f"missed{at}" if missed else "not measured" if found and not measured else ""
-    return ", ".join(part for part in (shown, verdict) if part)
+    shown = [low if low == high else f"{low} to {high}"] if measured else []
+    for verdict in ("missed", "not measured"):
+        if of_verdict := [T for T, row in found if row["verdict"] == verdict]:
+            shown.append(verdict if len(of_verdict) == len(found) else f"{verdict} at T {' '.join(of_verdict)}")
+    return ", ".join(shown)

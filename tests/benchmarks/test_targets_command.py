@@ -187,8 +187,10 @@ def test_the_table_of_the_readme_has_ranges_over_the_iterations():
         record("spread", "fixed_point T 2 8 50, one_step", 0.07, 0.03),
         record("memory", "fixed_point T 3, implicit / fixed_point T 8, unrolled", 2.0, None),
         record("memory", "anderson", None, 1.0, note="not installed"),
+        record("step", "anderson T 3, implicit", 0.9, 1.0),
+        record("step", "anderson T 5, implicit", None, 1.0),
     ]
-    first, second, third, fourth = command.rows({"targets": found})
+    first, second, third, fourth, fifth = command.rows({"targets": found})
     assert first == {
         "": "time",
         "bound": "1.05; 1.3",
@@ -199,7 +201,8 @@ def test_the_table_of_the_readme_has_ranges_over_the_iterations():
     assert (second[""], second["bound"], second["fixed_point"]) == ("spread, one_step", "0.03", "0.07, missed")
     assert third[""] == "memory, fixed_point T 3, implicit / fixed_point T 8, unrolled"
     assert (third["bound"], third["another"]) == ("", "2.00")
-    assert (fourth[""], fourth["another"]) == ("memory, anderson", "not measured")
+    assert (fourth[""], fourth["anderson"]) == ("memory", "not measured")
+    assert (fifth[""], fifth["anderson"]) == ("step, implicit", "0.90, not measured at T 5")
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,8 @@ def test_a_device_is_never_replaced(run):
         (["--output", "."], "--output . is a folder; it must name a file"),
         (["--zzz", "1"], "unrecognized arguments: --zzz 1\n"),
         (["--outptu", "a.json"], "unrecognized arguments: --outptu a.json; did you mean --output?"),
-        (["--versio"], "unrecognized arguments: --versio; did you mean --version?"),
+        (["--version"], "unrecognized arguments: --version\n"),  # it stands before the command
+        (["stray", "--outptu"], "unrecognized arguments: stray --outptu; did you mean --output?"),
         (["--x", "one"], "argument --x: invalid int value: 'one'"),
     ],
 )

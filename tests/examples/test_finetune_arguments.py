@@ -99,6 +99,7 @@ def test_paper_preset(arguments):
         (["--learning_rate", "-1"], "--learning_rate must be a finite number >= 0.0, got -1.0."),
         (["--learning_rate", "nan"], "--learning_rate must be a finite number >= 0.0, got nan."),
         (["--weight_decay", "inf"], "--weight_decay must be a finite number >= 0.0, got inf."),
+        (["--max_grad_norm", "nan"], "--max_grad_norm must be a finite number >= 0.0, got nan."),
         (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size must be an integer >= 1, got 0."),
         (["--num_train_epochs", "-1"], "--num_train_epochs must be a finite number >= 0.0, got -1.0."),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be an integer >= 1, got 0."),
