@@ -7,6 +7,7 @@ the others have to equal. The other holds lists of arguments, with each of which
 
 import itertools
 import json
+import os
 import sys
 import warnings
 from collections import Counter
@@ -127,4 +128,7 @@ if __name__ == "__main__":
         warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
         train_every_way(sys.argv[1])
     run_example(sys.argv[2])
+    dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads once aborted an interpreter that ended here, when all was done
