@@ -7,7 +7,6 @@ the others have to equal. The other holds lists of arguments, with each of which
 
 import itertools
 import json
-import os
 import sys
 import warnings
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from launching import leave
 from robust_losses import DEFENCES, Defence, freelb_losses
 from tiny import GRADIENTS, SOLVERS, imbert_config, lively
 from torch.distributed.fsdp import fully_shard
@@ -130,5 +130,4 @@ if __name__ == "__main__":
     run_example(sys.argv[2])
     dist.barrier()
     dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads once aborted an interpreter that ended here, when all was done
+    leave()

@@ -6,6 +6,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from finetune import main
+from launching import leave
 
 
 if __name__ == "__main__":
@@ -14,3 +15,4 @@ if __name__ == "__main__":
     main()
     assert AcceleratorState().distributed_type == DistributedType.FSDP
     PartialState().destroy_process_group()
+    leave()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import classifiers
 import distributed_worker as worker
+import ending_worker
 import fsdp_worker
 import pytest
 import torch
@@ -204,7 +205,7 @@ def test_the_example_resumed_under_accelerate(example, runs):
     for disk in disks:
         shutil.copytree(disk / "checkpoint-3", folder / "resumed" / "checkpoint-3", dirs_exist_ok=True)
     words = arguments(folder / "resumed", "--resume_from_checkpoint", "last", processes=2)
-    run_together(folder, (*ACCELERATE, "--multi_gpu", "--num_processes", 2, SCRIPT, *words))
+    run_together(folder, (*ACCELERATE, "--multi_gpu", "--num_processes", 2, ending_worker.__file__, SCRIPT, *words))
     assert results_of(folder / "resumed")["steps_timed"] == 3
     assert_same_run(one, folder / "resumed")
 
