@@ -7,11 +7,12 @@ the implicit one 1 / |1 - z| times. The shaded band holds the real parts of the 
 stability` found in a BERT fine-tuned on SST-2: a region of stability says little about where a model really is.
 """
 
-import argparse
 from pathlib import Path
 
 import matplotlib
 import numpy
+
+from imbert_hf.command_line import Parser
 
 
 matplotlib.use("agg")
@@ -19,7 +20,7 @@ from matplotlib import pyplot
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser("damping.py", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="a picture, .png or .svg")
     parser.add_argument("--band", type=float, nargs=2, default=(-0.05, 1.35), help="measured real parts of z")
     args = parser.parse_args()

@@ -108,8 +108,7 @@ class Distillation:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = Parser("distill.py", description=__doc__, **options)
+    parser = Parser("distill.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True, help="folder or Hub id of a fine-tuned classifier")
     parser.add_argument("--temperature", type=float, default=2.0, help="of the softmax (default: 2)")
     parser.add_argument("--label-map", help="of the teacher: negative=0,positive=1, where its config does not tell")

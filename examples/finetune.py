@@ -35,7 +35,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -72,6 +71,7 @@ from imbert_hf import ThetaScheduleCallback, command_line
 from imbert_hf.evaluation.data.arguments import digest
 from imbert_hf.evaluation.data.loading import FAMILIES, check_path, fingerprint, longest_input
 from imbert_hf.evaluation.data.tasks import Task
+from imbert_hf.evaluation.report import git_state
 
 
 def load_model(name: str, connection: str, im: dict[str, Any], task: Task, max_seq_length: int) -> tuple[Any, Any]:
@@ -185,23 +185,6 @@ class StepTimer(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds += self._now() - self.start
         self.steps += 1
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that imbert_hf is imported from, and whether files differ from it; None without one."""
-    root = Path(imbert_hf.__file__).resolve().parents[1]
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        # Not of a repository further up, in which a virtual environment may lie.
-        if (root / ".git").exists():
-            return {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
-    except (OSError, subprocess.CalledProcessError):
-        pass
-    return None
 
 
 def outcome(trainer: Any, task: Task, data: dict[str, Any], scores: dict[str, Any], timer: StepTimer) -> dict:

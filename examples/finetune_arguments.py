@@ -67,9 +67,8 @@ def parse(argv: list[str], prog: str = "finetune.py") -> Any:
     """ModelArguments, DataArguments and TrainingArguments."""
     if len(argv) == 1 and argv[0].endswith(".json"):
         argv = words_of(argv[0])
-    # With abbreviations --im_layer would be taken for --im_layers.
     kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
-    parser = Parser(kinds, prog=prog, description=ABOUT, allow_abbrev=False)
+    parser = Parser(kinds, prog=prog, description=ABOUT)
     parser.set_defaults(metric_for_best_model="")  # settle in finetune.py has the default of each problem type
     given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv}
     if not given & {"eval_strategy", "save_strategy"}:

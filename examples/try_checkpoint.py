@@ -130,8 +130,7 @@ def fine_tune(model: Any, tokenizer: Any, features: Any, args: argparse.Namespac
 
 
 def main(argv: list[str] | None = None) -> None:
-    options: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = Parser("try_checkpoint.py", description=__doc__, **options)
+    parser = Parser("try_checkpoint.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help=f"of {NAMES}, folder or Hub id")
     parser.add_argument("--texts", type=Path, help="a text file, one sentence a line (default: three of our own)")
     parser.add_argument("--train_file", default=str(Path(__file__).with_name("reviews.jsonl")), help="as finetune.py's")

@@ -95,11 +95,11 @@ class Parser(command_line.Parser):
 def build_parser(
     commands: Mapping[str, Any] = COMMANDS, prog: str = "imbert-eval", description: str | None = __doc__
 ) -> Parser:
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description)
     parser.add_argument("--version", action="version", version=f"{prog} {imbert_hf.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, command in commands.items():
-        about: dict[str, Any] = {"help": command.HELP, "description": command.__doc__, "allow_abbrev": False}
+        about: dict[str, Any] = {"help": command.HELP, "description": command.__doc__}
         sub = subparsers.add_parser(name, **about, conflict_handler="resolve")  # a command may say it better
         sub.add_argument("--output", type=Path, metavar="FILE.json", help="settings and results as JSON; - prints them")
         sub.add_argument("--overwrite", action="store_true", help="replace files that are there, of other settings too")
@@ -136,16 +136,20 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
         machine = {"threads": torch.get_num_threads(), "versions": versions()}
         if not args.overwrite:
             check_overwritten(files, settings)
-        if "output" in files and not is_stream(files["output"]):
-            common = {"device": getattr(args, "device", None), "versions": machine["versions"]}
-            journal = Journal(Path(os.path.realpath(files["output"]) + ".parts"), common)  # beside what a link names
-        journal.common, journal.parts = processes.of_main((journal.common, journal.parts))
+        common = {"device": getattr(args, "device", None), "versions": machine["versions"]}
+        processes.agree(repr(common))
+        # Beside what a link names.
+        kept = "output" in files and not is_stream(files["output"])
+        journal = Journal(Path(os.path.realpath(files["output"]) + ".parts") if kept else None, common)
+        journal.parts = processes.of_main(journal.parts)
         report = run(args, journal)
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        kept = f"; finished parts are kept in {journal.path}, the same command goes on" if journal.path else ""
-        sys.exit(f"{parser.prog}: interrupted{kept}" if processes.is_main() else 1)
+        where = "" if journal.path is None or journal.lost else f"; finished parts are kept in {journal.path}"
+        sys.exit(
+            f"{parser.prog}: interrupted{where and f'{where}, the same command goes on'}" if processes.is_main() else 1
+        )
     if not processes.is_main():
         return
     writers = {

@@ -9,6 +9,8 @@ import os
 import platform
 import re
 import reprlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -65,7 +67,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | None = None, common: dict[str, Any] | None = None):
-        self.path, self.common = path, common or {}
+        self.path, self.common, self.lost = path, common or {}, False
         self.parts: dict[str, Any] = {}
         if path is not None and path.is_file():
             for line in path.read_bytes().splitlines():
@@ -86,9 +88,15 @@ class Journal:
         return self.parts[name]
 
     def _write(self, line: str) -> None:
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"\n{line}\n")  # a first newline ends a line that was cut short
+        except OSError as error:  # a full disk, which may not be full for the next part
+            if not self.lost:
+                print(f"warning: parts are not kept in {self.path}: {error.strerror}.", file=sys.stderr)
+            self.lost = True
 
     def remove(self) -> None:
         if self.path is not None:
@@ -100,6 +108,23 @@ def versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "matplotlib")}
     packages |= {"sklearn": version("scikit-learn"), "imbert_hf": imbert_hf.__version__}
     return {"python": platform.python_version(), **packages}
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that imbert_hf is imported from, and whether files differ from it; None without one."""
+    root = Path(imbert_hf.__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        # Not of a repository further up, in which a virtual environment may lie.
+        if (root / ".git").exists():
+            return {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return None
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

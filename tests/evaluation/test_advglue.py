@@ -378,3 +378,13 @@ def test_journal_survives_a_line_cut_short(tmp_path):
     assert Path(path).exists()
     journal.remove()
     assert not path.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_part_that_cannot_be_kept_is_told(tmp_path, capsys):
+    (tmp_path / "parts").symlink_to("/dev/full")
+    journal = Journal(tmp_path / "parts")
+    assert [journal.part({"a": a}, lambda: [1, 2]) for a in range(2)] == [[1, 2]] * 2
+    said = capsys.readouterr().err
+    assert said == f"warning: parts are not kept in {tmp_path / 'parts'}: No space left on device.\n"
+    assert journal.lost

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 import imbert_hf
 from imbert_hf import command_line
 from imbert_hf.evaluation import cli
-from imbert_hf.evaluation.report import Report, explained, table
+from imbert_hf.evaluation.report import Report, explained, git_state, table
 
 
 class Answer:
@@ -245,3 +246,35 @@ def test_without_the_extra_one_sentence_names_the_install_line(words, monkeypatc
         command_line.main()
         assert sentence in capsys.readouterr().out
     assert "\neval = [" in Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
+
+
+def test_no_option_of_a_script_may_be_abbreviated(capsys):
+    """An --im_layer would be taken for --im_layers."""
+    parser = command_line.Parser("tool")
+    parser.add_argument("--output")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--outpu", "a.json"])
+    assert capsys.readouterr().err == "tool: error: unrecognized arguments: --outpu a.json; did you mean --output?\n"
+
+
+def test_git_state(monkeypatch, tmp_path):
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    package = tmp_path / "checkout" / "imbert_hf" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("")
+    monkeypatch.setattr(imbert_hf, "__file__", str(package))
+    assert git_state() is None
+
+    def git(*words):
+        user = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", str(package.parents[1]), *user, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    assert git_state() is None  # no commit yet
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    package.write_text("changed = True\n")
+    assert git_state()["dirty"] is True

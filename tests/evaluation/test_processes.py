@@ -41,6 +41,7 @@ RUNS = {
                 "adv.json"],
 }  # fmt: skip
 CHECK = ["check", "--model", "bert", *OWN]
+DIFFER = "the processes differ in models, data, packages, device or arguments."
 # what is wrong -> the arguments of the main process, those of the other, and what is said
 REFUSED = {
     "a value": ([*CHECK, "--rows", "x"], None, "imbert-eval check: error: argument --rows: invalid int value: 'x'"),
@@ -53,8 +54,14 @@ REFUSED = {
     "other models": (
         [*CHECK[:2], "bert", *OWN, "--rows", "3"],
         [*CHECK[:2], "im-bert", *OWN, "--rows", "3"],
-        "the processes have other models, data or arguments than one another.",
+        DIFFER,
     ),
+    "another device": (
+        CHECK,
+        ["cpu:0" if word == "cpu" else word for word in CHECK],
+        DIFFER,
+    ),
+    "other packages": (CHECK, None, DIFFER),  # as processes_worker.py says
     "cost": (["cost", "--model", "bert"], None, "cost is not shared among processes; run it as one process."),
 }
 
@@ -95,6 +102,15 @@ def together(folder, tmp_path_factory):
     worker = Path(processes_worker.__file__)
     run_together(there, (*ACCELERATE, "--multi_gpu", "--num_processes", 2, worker, "commands.json"))
     return there, [json.loads((there / f"commands.{rank}").read_text()) for rank in range(2)]
+
+
+def test_no_thread_of_gloo_is_left_to_the_end_of_the_interpreter(together):
+    there, _ = together
+    ways = "before", "after"
+    found = {way: [int((there / f"commands.{way}.{rank}").read_text()) for rank in range(2)] for way in ways}
+    assert found["after"] == [0, 0]
+    if Path("/proc/self/task").exists():
+        assert min(found["before"]) > 0
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -197,26 +196,3 @@ def test_checkpoint_keeps_its_im_fields_and_takes_a_new_classifier(arguments, be
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert weights["classifier.weight"].shape == (2, 32)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-
-
-def test_git_state(monkeypatch, tmp_path):
-    if shutil.which("git") is None:
-        pytest.skip("git is not installed")
-    package = tmp_path / "checkout" / "imbert_hf" / "__init__.py"
-    package.parent.mkdir(parents=True)
-    package.write_text("")
-    monkeypatch.setattr(glue.imbert_hf, "__file__", str(package))
-    assert glue.git_state() is None
-
-    def git(*words):
-        user = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
-        command = ["git", "-C", str(package.parents[1]), *user, *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    git("init")
-    assert glue.git_state() is None  # no commit yet
-    git("add", ".")
-    git("commit", "-m", "first")
-    assert glue.git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    package.write_text("changed = True\n")
-    assert glue.git_state()["dirty"] is True
