@@ -111,6 +111,7 @@ def layers_picture(table: Table) -> Figure:
                 ax.errorbar(place, values.mean(axis=0), bars, marker="o", markersize=3, label=cell.model)
         ax.set_title(name, fontsize="medium")
         ax.set_xlabel("layer, from the end")
+        ax.xaxis.get_major_locator().set_params(integer=True)
     figure.axes[0].legend(fontsize="x-small")
     figure.suptitle(table.title, fontsize="medium")
     return figure

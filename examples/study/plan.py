@@ -33,7 +33,7 @@ class Run:
         fields: im_ fields that the model is given after the training.
         autocast: torch's name of the dtype under whose autocast accuracies are measured; "": none, in float32.
         part, model: what the plan calls them; runs of equal settings are one run, whatever they are called.
-        stages: of STAGES, in that order; "train" is always the first.
+        stages: of STAGES, in that order; "train" is the first, unless "cost" is the only one.
     """
 
     task: str
@@ -73,6 +73,12 @@ class Run:
     def trained(self) -> "Run":
         """The run that has these weights and nothing else."""
         return replace(self, fields={}, autocast="")
+
+    @property
+    def brief(self) -> "Run":
+        """The run after one step of training. It costs what the trained one does, where im_tolerance is 0."""
+        teacher = self.teacher and self.teacher | {"max_steps": 1}
+        return replace(self, arguments=self.arguments | {"max_steps": 1}, teacher=teacher)
 
     @property
     def taught_by(self) -> "Run":
@@ -206,7 +212,8 @@ def runs_of(plan: dict[str, Any], parts: list[str] | None = None) -> Iterator[Ru
                     base, teacher = own.pop("of", None), own.pop("teacher", None)
                     arguments = common | ((plan["models"][base] or {}) if base else own)
                     taught_by = common | (plan["models"][teacher] or {}) if teacher else {}
-                    stages = ("train", *(s for s in STAGES[1:] if s in what["stages"]))
+                    trained = set(what["stages"]) - {"cost"}
+                    stages = tuple(s for s in STAGES if s in what["stages"] or (s == "train" and trained))
                     fields, autocast = own if base else {}, what.get("autocast", "")
                     yield Run(task, seed, arguments, taught_by, fields, autocast, part, model, stages)
 

@@ -88,8 +88,9 @@ def asked_for(args: argparse.Namespace) -> list[Run]:
     for run in runs:  # a broken line is said before anything is made
         read_run(args.runs, run)
     # Times are not taken while others work.
-    left_out = {*["cost"] * args.shared, *["advglue_test"] * (args.advglue_test is None)}
-    return [replace(run, stages=tuple(stage for stage in run.stages if stage not in left_out)) for run in runs]
+    left_out = {*["cost"] * (args.shared or args.workers > 1), *["advglue_test"] * (args.advglue_test is None)}
+    runs = [replace(run, stages=tuple(stage for stage in run.stages if stage not in left_out)) for run in runs]
+    return [run for run in runs if run.stages]
 
 
 def files_of(args: argparse.Namespace) -> Files:
@@ -115,9 +116,8 @@ def one_run(run: Run, args: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "study run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("study run", description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("plan", type=Path, help="YAML file")
     hub = "the Hub's GLUE and AdvGLUE, written into RUNS/data once"
     parser.add_argument("--data", type=Path, help=f"folder of <task>/<split>.jsonl and adv_glue (default: {hub})")
@@ -232,9 +232,9 @@ def progress(run: Run, problem: str | None, runs: list[Run], folder: Path) -> st
         if kept["problem"] is None and one.missing(kept):
             left[one.key] = one
         elif kept["problem"] is None:
-            spent.setdefault((one.task, one.model), []).append(sum(kept["seconds"].values()))
+            spent.setdefault((one.task, one.model, one.stages), []).append(sum(kept["seconds"].values()))
     every = [seconds for of_kind in spent.values() for seconds in of_kind] or [0.0]
-    rest = sum(median(spent.get((one.task, one.model), every)) for one in left.values())
+    rest = sum(median(spent.get((one.task, one.model, one.stages), every)) for one in left.values())
     count = len({one.key for one in runs})
     what = problem or f"{sum(read_run(folder, run)['seconds'].values()):.0f} s"
     return (

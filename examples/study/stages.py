@@ -32,11 +32,12 @@ from imbert_hf.evaluation.attacks.ascent import words_of as movable
 from imbert_hf.evaluation.attacks.candidates import CharacterEdits
 from imbert_hf.evaluation.attacks.noise import noise
 from imbert_hf.evaluation.attacks.query import query_attack
-from imbert_hf.evaluation.cost.measures import interleave, ratio, timed
+from imbert_hf.evaluation.cost.measures import interleave, ratio, timed, waiting
 from imbert_hf.evaluation.cost.settings import make_batch
 from imbert_hf.evaluation.cost.variants import Floor, Variant, plain_bert, plain_losses
 from imbert_hf.evaluation.data.classifier import Classifier, load_classifier, predict
 from imbert_hf.evaluation.data.tasks import Row, find_task, read_rows
+from imbert_hf.evaluation.report import git_state
 from study.files import Files, advglue_sets, validation_file
 from study.kept import read_run, write_run
 from study.layers import measure_layers
@@ -71,7 +72,7 @@ def make_run(run: Run, files: Files) -> None:
     kept = read_run(files.runs, run) | {"problem": None}
     kept.pop("failed", None)
     weights = files.weights / run.trained.key
-    if run.missing(kept) and not (weights / "model.safetensors").exists():
+    if set(run.missing(kept)) - {"cost"} and not (weights / "model.safetensors").exists():
         kept["stages"].pop("train", None)
     for stage in STAGES:
         if stage not in run.missing(kept):
@@ -85,7 +86,9 @@ def make_run(run: Run, files: Files) -> None:
         else:
             options: dict[str, Any] = {"max_length": run.arguments.get("max_seq_length", 128)}
             options["device"] = device = "cuda" if torch.cuda.is_available() else "cpu"
-            classifier = load_classifier(str(with_fields(run, weights)), find_task(run.task), name=run.model, **options)
+            classifier = load_classifier(
+                str(folder_of(run, stage, files)), find_task(run.task), name=run.model, **options
+            )
             # No cast that was made under inference_mode may reach the attack's gradients: no cache.
             dtype = getattr(torch, run.autocast or "float32")
             with torch.autocast(device, dtype, enabled=bool(run.autocast) and stage != "cost", cache_enabled=False):
@@ -99,7 +102,7 @@ def make_run(run: Run, files: Files) -> None:
 def made_by() -> dict[str, Any]:
     """Code and machine: with others, numbers differ."""
     about = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads()}
-    return about | {"git": finetune.git_state(), "cuda": torch.cuda.is_available()}
+    return about | {"git": git_state(), "cuda": torch.cuda.is_available()}
 
 
 def train(run: Run, files: Files, weights: Path) -> dict[str, Any]:
@@ -140,8 +143,16 @@ def fine_tuned(run: Run, files: Files, weights: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
-def with_fields(run: Run, weights: Path) -> Path:
-    """The folder of the weights, or a copy of it in which the model has the run's im_ fields."""
+def folder_of(run: Run, stage: str, files: Files) -> Path:
+    """The weights that a stage measures, or a copy of them in which the model has the run's im_ fields.
+
+    A cost does not depend on them, where im_tolerance is 0: if there are none, one step of training makes some.
+    """
+    weights = files.weights / run.trained.key
+    if stage == "cost" and not (weights / "model.safetensors").exists():
+        run = run.brief
+        weights = files.weights / run.trained.key
+        train(run, files, weights)
     if not run.fields:
         return weights
     folder = weights.with_name(run.key)
@@ -216,7 +227,7 @@ def cost(run: Run, classifier: Classifier, files: Files) -> dict[str, Any]:
         "BERT": Variant("BERT", "BERT", plain_bert(classifier.model), one),
     }
     found: dict[str, Any] = {"batch": [BATCH, LENGTH], "threads": torch.get_num_threads()}
-    wait = torch.cuda.synchronize if classifier.model.device.type == "cuda" else lambda: None
+    wait = waiting(classifier.model.device)
     for what, training in (("inference", False), ("training", True)):
         actions = {name: partial(timed, row, batch, training) for name, row in rows.items()}
         interleave(actions, 1, synchronise=wait)

@@ -1,7 +1,7 @@
 """Tables and pictures of a study's cells; report.py puts them together."""
 
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from study.scores import Cell, costs, official
 
 
 NOT_RUN = "not run"
-MARKERS = ("o", "s", "^")  # of ten colours each
+MARKERS = "os^Dv<>pPX"
 Line = dict[str, str]  # column -> what it shows; the first column, "", is the model
 Differences = dict[str, dict[str, dict[str, Any]]]  # measure -> model -> what `difference` returns
 # column -> what it says
@@ -172,6 +172,22 @@ def drawing(kind: str | None, apart: Differences) -> Callable[[Table], Figure] |
     return cost_picture if kind == "cost" and apart else None
 
 
+def looks(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """model -> its colour and mark. What a name says behind a comma is shown by the mark, the rest by the colour.
+
+    So "R3F, last layer" has the colour of "R3F" and the mark of "last layer", which itself is a mark without a name.
+    """
+    behind = {model.partition(", ")[2] for model in models}
+    halves = {model: ("", model) if model in behind else model.partition(", ")[::2] for model in models}
+    hues, marks = (list(dict.fromkeys(half[i] for half in halves.values())) for i in (0, 1))
+    found = {}
+    for model, (hue, mark) in halves.items():
+        k = hues.index(hue)
+        mark_of_ten = marks.index(mark) + len(marks) * (k // 10)
+        found[model] = {"color": f"C{k % 10}", "fmt": MARKERS[mark_of_ten % len(MARKERS)]}
+    return found
+
+
 def cost_picture(table: Table) -> Figure:
     """A panel a measure, a dot a model: its difference to the first against what its training costs.
 
@@ -180,12 +196,12 @@ def cost_picture(table: Table) -> Figure:
     known = {cell.model: found for cell in table.cells[1:] if (found := costs(cell)["training cost"])}
     figure = Figure(figsize=(2.5 + 2.6 * len(table.apart), 3 + 0.1 * len(known)), layout="constrained")
     axes = figure.subplots(1, len(table.apart), squeeze=False)[0]
-    shown = {}
+    shown, styles = {}, looks(list(known))
     for ax, (measure, of) in zip(axes, table.apart.items(), strict=True):
-        for k, (model, ratios) in enumerate(known.items()):
+        for model, ratios in known.items():
             if model in of:
                 middle, ends = 100 * of[model]["difference"], 100 * numpy.array(of[model]["ci95"])
-                style: dict[str, Any] = {"fmt": MARKERS[k // 10 % len(MARKERS)], "color": f"C{k % 10}", "markersize": 5}
+                style = styles[model] | {"markersize": 5, "elinewidth": 0.8}
                 style["markerfacecolor"] = style["color"] if of[model]["resolved"] else "white"
                 bars = numpy.abs(ends - middle)[:, None]
                 shown[model] = ax.errorbar(float(numpy.mean(ratios)), middle, bars, label=model, **style)

@@ -137,6 +137,25 @@ def test_all_that_a_part_measures_is_under_its_autocast_but_costs(study, plan, m
         assert [stages[stage] for stage in every[1:]] == expected
 
 
+@pytest.mark.parametrize("name", ["R3F", "switched", "distilled"])
+def test_a_cost_alone_takes_one_step_of_training(study, plan, data, model, monkeypatch, tmp_path, name):
+    """And leaves what was measured of trained weights as it is, though these are gone."""
+    parts = {"costs": {"tasks": ["sst2"], "seeds": [0], "models": [name], "stages": ["cost"]}}
+    (run,) = study.plan.runs_of(study.plan.read_plan(plan) | {"parts": parts})
+    assert run.stages == ("cost",)
+    measured = {"train": {"steps": 7}, "choice": {"clean": "1"}}
+    study.kept.write_run(tmp_path, run, {"stages": measured, "weights": "gone"})
+    steps, made = [], study.stages.fine_tuned
+    monkeypatch.setattr(
+        study.stages, "fine_tuned", lambda run, *of: steps.append(run.arguments["max_steps"]) or made(run, *of)
+    )
+    study.stages.make_run(run, study.files.Files(data, tmp_path, model))
+    kept = study.kept.read_run(tmp_path, run)
+    assert kept["stages"].pop("cost")["training"]["ratio"] > 0
+    assert (kept["stages"], kept["weights"]) == (measured, "gone")
+    assert steps == [1] * (2 if name == "distilled" else 1)
+
+
 def test_a_training_goes_on_from_its_last_whole_checkpoint(study, plan, data, monkeypatch, tmp_path):
     run = next(study.plan.runs_of(study.plan.read_plan(plan)))
     for step, file in ((32, "trainer_state.json"), (64, "model.safetensors")):  # the second was cut off

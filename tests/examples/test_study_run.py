@@ -10,6 +10,7 @@ pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 
 import studies
+import yaml
 from filelock import FileLock
 from studies import start
 
@@ -50,6 +51,16 @@ def test_what_is_killed_has_not_failed_and_what_others_make_is_waited_for(study,
     study.kept.write_run(tmp_path, run, kept[2] | {"failed": 0})  # of an earlier hour: with --retry tried, and once
     study.run.main([*words, "--models", "R3F", "--retry"])
     assert len(started) == 3
+
+
+def test_costs_alone_are_no_runs_of_several_workers(study, plan, data, tmp_path):
+    content = yaml.safe_load(plan.read_text())
+    content["parts"] = {name: content["parts"]["main"] | {"stages": [name]} for name in ("cost", "test")}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content))
+    words = [str(tmp_path / "plan.yaml"), "--data", str(data), "--runs", str(tmp_path)]
+    for more, expected in (([], {("cost",), ("train", "test")}), (["--workers", "2"], {("train", "test")})):
+        found = study.run.asked_for(study.run.make_parser().parse_args([*words, *more]))
+        assert {run.stages for run in found} == expected
 
 
 def test_one_process_at_a_time_makes_a_run(study, plan, data, tmp_path):

@@ -94,6 +94,21 @@ def test_a_picture_of_differences_against_the_cost_of_training(tables):
     assert not tables.part_table("title", "note", cells[:1], "choice", "cost").drawn
 
 
+def test_a_picture_shows_a_defence_by_colour_and_a_connection_by_mark(tables):
+    looks = tables.looks(["last layer", "R3F", "R3F, last layer", "FreeLB", "FreeLB, last layer", "EX-BERT"])
+    color, mark = ({model: look[name] for model, look in looks.items()} for name in ("color", "fmt"))
+    assert color["R3F, last layer"] == color["R3F"]
+    assert color["FreeLB, last layer"] == color["FreeLB"]
+    assert len({color[m] for m in ("last layer", "R3F", "FreeLB", "EX-BERT")}) == 4
+    assert mark["R3F, last layer"] == mark["FreeLB, last layer"] == mark["last layer"]
+    assert mark["R3F"] == mark["FreeLB"] == mark["EX-BERT"] != mark["last layer"]
+    many = tables.looks([f"model {i}" for i in range(30)])
+    assert len({(look["color"], look["fmt"]) for look in many.values()}) == 30
+    many = [name for i in range(12) for name in (f"model {i}", f"model {i}, last layer", f"model {i}, all layers")]
+    assert len({(look["color"], look["fmt"]) for look in tables.looks(many).values()}) == 36
+    assert tables.looks([]) == {}
+
+
 def kept_test(task, right):
     """A run of which so many of 20 validation rows are right, and fewer under noise, the attack, and on AdvGLUE."""
     clean, noise, embedding, attacked = ("1" * (right - less) + "0" * (20 - right + less) for less in (0, 2, 4, 6))
