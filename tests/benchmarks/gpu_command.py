@@ -27,9 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     at_least(1, **{"--repeats": args.repeats})
-    data: dict[str, Any] = {"machine": machine()}
-    if torch.cuda.is_available():
-        data["machine"]["device"] = journal.common["device"] = torch.cuda.get_device_name()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    journal.common["machine"] = made = machine(device=device)
+    data: dict[str, Any] = {"machine": made}
+    if device == "cuda":
         torch.manual_seed(args.seed)
         model = IMBertForSequenceClassification(IMBertConfig()).cuda().eval()
         options = {"repeats": args.repeats, "seed": args.seed, "progress": not args.quiet}

@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
     at_least(1, **{"--repeats": args.repeats})
+    journal.common["machine"] = made = machine()
     found = growth.growth(growth.small_model(args.seed), args.repeats, args.seed, journal.part, not args.quiet)
-    data = {"machine": machine(), "shape": growth.SHAPE, "base": growth.BASE, "growth": found}
+    data = {"machine": made, "shape": growth.SHAPE, "base": growth.BASE, "growth": found}
     head = f"{torch.get_num_threads()} threads; exponents between the last two points"
     return Report(data, f"{head}\n\n{table(rows(data))}", lambda: figure(data))
 

@@ -5,7 +5,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune import git_state
+import torch
+
+from imbert_hf.evaluation.report import git_state
 
 
 def minilm() -> str:
@@ -16,10 +18,12 @@ def minilm() -> str:
     return str(get_model_path())
 
 
-def machine(*packages: str) -> dict[str, Any]:
-    """The processor, the commit, and versions of `packages`; a result's settings hold those of torch and others."""
+def machine(*packages: str, device: str = "cpu") -> dict[str, Any]:
+    """The processor or GPU, the commit, and versions of `packages`; settings hold those of torch and others."""
+    has_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    gpu = {"device": torch.cuda.get_device_name(device)} if has_gpu else {}
     state = git_state() or {"commit": "unknown", "dirty": False}
-    return {"cpu": processor(), **{name: version(name) for name in packages}, **state}
+    return {"cpu": processor(), **gpu, **{name: version(name) for name in packages}, **state}
 
 
 def processor() -> str:

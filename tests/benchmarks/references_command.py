@@ -23,11 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, journal: Journal) -> Report:
+    journal.common["machine"] = made = machine(device=args.device)
     journal.common["torchdeq"] = find_torchdeq() is not None
     named = argparse.Namespace(**vars(args) | {"model": args.model or minilm()})
     report = command.run(named, journal, make=with_references)
     missing = absent(args.dtype)
-    report.data.update(machine=machine(), absent=missing)
+    report.data.update(machine=made, absent=missing)
     return report if not missing else replace(report, text=f"{report.text}\n\nWithout rows: {', '.join(missing)}.")
 
 

@@ -79,11 +79,19 @@ def over(least: float, timing: Mapping[str, Any], target: str, setting: str, bou
 
 
 def _pair(
-    bench: Bench, target: str, a: Variant, b: Variant, batch: Batch, training: bool, bound: float, **more
+    bench: Bench,
+    target: str,
+    a: Variant,
+    b: Variant,
+    batch: Batch,
+    training: bool,
+    bound: float,
+    setting: str = "",
+    **more,
 ) -> Record:
     """Time of a / time of b."""
     timing = bench.ratio(a, b, batch, training)
-    setting = more.pop("setting", a.name if training else str(a.inference))
+    setting = setting or (a.name if training else str(a.inference))
     return record(target, setting, timing["ratio"], bound, quartiles=timing["quartiles"], **more)
 
 

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
     if longest < SENTENCE_LENGTH:
         raise ValueError(f"--model must take {SENTENCE_LENGTH} tokens or more, {path} takes {longest}.")
     marked = fingerprint(path, model.config)
+    journal.common["machine"] = made = machine(device=args.device)  # no part of another commit is taken up
     targets = measure_targets(
         model,
         tokenizer,
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         progress=not args.quiet,
     )
     data: dict[str, Any] = {
-        "machine": machine(),
+        "machine": made,
         "fingerprint": marked,
         "connection": {**{name: getattr(model.config, name) for name in KEPT}, **FIELDS},
         "targets": targets,

@@ -46,6 +46,13 @@ def test_every_point_is_measured_beside_bert(found):
                 assert memory["ratio"] == memory["IM-BERT"] / memory["BERT"]
 
 
+def test_a_kept_part_is_known_by_the_commit_that_made_it(monkeypatch):
+    known = {}
+    monkeypatch.setattr(growth, "growth", lambda *args: known.update(args[3].__self__.common) or {})
+    run(["growth", "--quiet"])
+    assert known["machine"].keys() == {"cpu", "commit", "dirty"}
+
+
 def test_floors_and_memory_without_an_implicit_layer(found):
     none, one, two = found["growth"]["implicit_layers"]["points"]
     for phase in growth.PHASES:

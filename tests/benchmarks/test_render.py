@@ -11,6 +11,11 @@ from run import run
 RESULTS = command.ROOT / "tests/benchmarks/results"
 
 
+def page():
+    """The page, without its line breaks."""
+    return " ".join((command.ROOT / "imbert_hf/README.md").read_text(encoding="utf-8").split())
+
+
 def test_the_readme_has_the_tables_of_the_kept_results():
     readme = command.ROOT / "imbert_hf/README.md"
     text = readme.read_text(encoding="utf-8")
@@ -24,6 +29,7 @@ def test_the_readme_has_the_tables_of_the_kept_results():
 def test_the_bound_that_the_readme_states_is_met():
     targets = json.loads((RESULTS / "serving.json").read_text())["targets"]
     assert {(row["bound"], row["verdict"]) for row in targets} == {(1.05, "met")}
+    assert "In onnxruntime the medians are at most 1.05 times the floor." in page()
 
 
 def test_the_exponents_differ_where_the_readme_says():
@@ -36,6 +42,7 @@ def test_the_exponents_differ_where_the_readme_says():
         if abs(of_model["IM-BERT"] - of_model["BERT"]) > 0.1
     }
     assert differ == {("iterations", "time"), ("implicit_layers", "time")}
+    assert "Exponents differ by more than 0.1 in the time over iterations and over implicit layers alone." in page()
 
 
 def test_a_result_of_changed_files_says_so():
