@@ -138,18 +138,18 @@ def main(argv: list[str] | None = None, **parser_of: Any) -> None:
             check_overwritten(files, settings)
         common = {"device": getattr(args, "device", None), "versions": machine["versions"]}
         processes.agree(repr(common))
-        # Beside what a link names.
-        kept = "output" in files and not is_stream(files["output"])
-        journal = Journal(Path(os.path.realpath(files["output"]) + ".parts") if kept else None, common)
+        path = None
+        if "output" in files and not is_stream(files["output"]):
+            path = Path(os.path.realpath(files["output"]) + ".parts")  # beside what a link names
+        journal = Journal(path, common)
         journal.parts = processes.of_main(journal.parts)
         report = run(args, journal)
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        where = "" if journal.path is None or journal.lost else f"; finished parts are kept in {journal.path}"
-        sys.exit(
-            f"{parser.prog}: interrupted{where and f'{where}, the same command goes on'}" if processes.is_main() else 1
-        )
+        whole = journal.path is not None and not journal.lost
+        kept = f"; finished parts are kept in {journal.path}, the same command goes on" if whole else ""
+        sys.exit(f"{parser.prog}: interrupted{kept}" if processes.is_main() else 1)
     if not processes.is_main():
         return
     writers = {

@@ -80,10 +80,7 @@ def _sent(error: Exception) -> Exception:
 def agree(name: str) -> None:
     """Ends all processes where `name`, which tells what each is about to do, is not the same in all."""
     if len({*_meet(name)}) > 1:
-        end(
-            2,
-            "imbert-eval: error: the processes differ in models, data, packages, device or arguments.\n",
-        )
+        end(2, "imbert-eval: error: the processes differ in models, data, packages, device or arguments.\n")
 
 
 def of_main(value: T) -> T:

@@ -64,6 +64,9 @@ class Journal:
     Args:
         path: the file; None: nothing is kept.
         common: what every part depends on, such as versions and device.
+
+    Attributes:
+        lost: whether a part could not be written; the run goes on without it.
     """
 
     def __init__(self, path: Path | None = None, common: dict[str, Any] | None = None):

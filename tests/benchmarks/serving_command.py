@@ -39,11 +39,7 @@ def run(args: argparse.Namespace, journal: Journal) -> Report:
         f"{args.batch} x {args.length}": (args.batch, args.length, args.rounds),
     }
     records = serving.serve(model, tokenizer, batches, args.seed, not args.quiet)
-    data: dict[str, Any] = {
-        "machine": machine("onnxruntime"),
-        "records": records,
-        "targets": serving.targets(records),
-    }
+    data: dict[str, Any] = {"machine": machine("onnxruntime"), "records": records, "targets": serving.targets(records)}
     head = f"{torch.get_num_threads()} threads; milliseconds, in brackets ratios to BERT in the same engine"
     return Report(data, "\n\n".join([head, table(rows(data)), table([columns(row) for row in data["targets"]])]))
 

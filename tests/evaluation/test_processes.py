@@ -56,11 +56,7 @@ REFUSED = {
         [*CHECK[:2], "im-bert", *OWN, "--rows", "3"],
         DIFFER,
     ),
-    "another device": (
-        CHECK,
-        ["cpu:0" if word == "cpu" else word for word in CHECK],
-        DIFFER,
-    ),
+    "another device": (CHECK, ["cpu:0" if word == "cpu" else word for word in CHECK], DIFFER),
     "other packages": (CHECK, None, DIFFER),  # as processes_worker.py says
     "cost": (["cost", "--model", "bert"], None, "cost is not shared among processes; run it as one process."),
 }
