@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from imbert_hf.evaluation.attacks.noise import perturb
@@ -26,7 +25,7 @@ from imbert_hf.evaluation.stability.layers import plain_layers
 from imbert_hf.evaluation.stability.spectrum import Map, leading_eigenvalues
 from study.plan import STRENGTH
 from study.scores import Cell
-from study.tables import Line, Table, spread
+from study.tables import Line, Table, layers_of, spread
 
 
 TYPOS = ("keyboard", "swap", "deletion")
@@ -86,32 +85,9 @@ def layers_table(title: str, note: str, cells: list[Cell]) -> Table:
     """A line a model, of the last layer."""
     lines: list[Line] = []
     for cell in cells:
-        made = measured(cell)
+        made = layers_of(cell)
         line = {"": cell.model, "seeds": f"{len(made)} of {len(cell.kept)}"}
         for name in made[0] if made else ():
             line[name] = spread([layers[name][-1] for layers in made], 2)
         lines.append(line)
-    return Table(title, note, cells, lines, {}, layers_picture if any(map(measured, cells)) else None)
-
-
-def measured(cell: Cell) -> list[dict[str, list[float]]]:
-    return [kept["stages"]["layers"] for kept in cell.kept.values() if kept is not None and "layers" in kept["stages"]]
-
-
-def layers_picture(table: Table) -> Figure:
-    """A panel a measure, a line a model over the layers; the bars are standard deviations over seeds."""
-    names = next(list(made[0]) for cell in table.cells if (made := measured(cell)))
-    figure = Figure(figsize=(2.6 * len(names), 3), layout="constrained")
-    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for i, cell in enumerate(table.cells):
-            values = numpy.array([layers[name] for layers in measured(cell)])
-            if len(values):
-                place = numpy.arange(-values.shape[1], 0) + 0.06 * i
-                bars = values.std(axis=0, ddof=1) if len(values) > 1 else None
-                ax.errorbar(place, values.mean(axis=0), bars, marker="o", markersize=3, label=cell.model)
-        ax.set_title(name, fontsize="medium")
-        ax.set_xlabel("layer, from the end")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    figure.axes[0].legend(fontsize="x-small")
-    figure.suptitle(table.title, fontsize="medium")
-    return figure
+    return Table(title, note, cells, lines, {}, {}, "layers")

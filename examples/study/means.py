@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy
 
-from study.plan import models_of_score, runs_of
+from study.plan import PICTURES, models_of_score, runs_of
 from study.scores import Cell, cells_of, official
-from study.tables import NOT_RUN, Differences, Table, difference, drawing
+from study.tables import NOT_RUN, Differences, Table, difference, over_first
 
 
 MEASURES = ("clean", "noise", "worst", "embedding", "query", "AdvGLUE", "AdvGLUE test")
@@ -22,6 +22,8 @@ NOTE = (
 def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
     """Each model's means over the tasks, and its differences to the first; None where there are none to show.
 
+    Where the score says `over`, the differences alone, each to the model that it names.
+
     Of a task a model's mean is that over its seeds. A difference is over the seeds that both were run with, two or more
     of every task, and its interval takes the tasks' seeds, which are trainings of their own, as independent. The
     official score has none: F1 needs what was answered, and only what was right is kept.
@@ -34,23 +36,28 @@ def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
         {cell.model: cell for cell in cells_of((run for run in runs_of(plan, [part]) if run.task == task), runs)}
         for part, task in names
     ]
-    models = [[cells[model] for cells in tasks] for model in models_of_score(plan, score)]
-    measured = [cells for cells in models if all(cell.rows("test", "AdvGLUE") for cell in cells)]
-    if len(measured) < 2 or measured[0] != models[0]:
+    models = {model: [cells[model] for cells in tasks] for model in models_of_score(plan, score)}
+    measured = {m: cells for m, cells in models.items() if all(cell.rows("test", "AdvGLUE") for cell in cells)}
+    firsts = [cells[0] for cells in models.values()]
+    given = plan["scores"][score].get("over")
+    over = given or over_first(firsts)
+    compared = [(model, base) for model, base in over.items() if model in measured and base in measured]
+    if not compared:
         return None
-    measures = [m for m in MEASURES if all(cell.rows("test", m) for cells in measured for cell in cells)]
-    columns = ("", "seeds", *measures, "official")
-    lines = [dict.fromkeys(columns, NOT_RUN) | means(cells, measures if cells in measured else ()) for cells in models]
-    lines.append(dict.fromkeys(columns, "") | frequent([tests_of(cell)[0] for cell in models[0]]))
+    measures = [m for m in MEASURES if all(cell.rows("test", m) for cells in measured.values() for cell in cells)]
+    columns, lines = ("", "seeds", *measures, "official"), []
+    if not given:
+        for model, cells in models.items():
+            lines.append(dict.fromkeys(columns, NOT_RUN) | means(cells, measures if model in measured else ()))
+        lines.append(dict.fromkeys(columns, "") | frequent([tests_of(cell)[0] for cell in models[firsts[0].model]]))
     apart: Differences = {}
     for measure in measures:
-        for cells in measured[1:]:
-            pairs = [cell.over(first, "test", measure) for cell, first in zip(cells, models[0], strict=True)]
+        for model, base in compared:
+            pairs = [cell.over(first, "test", measure) for cell, first in zip(models[model], models[base], strict=True)]
             if all(len(of_task) > 1 for of_task in pairs):
-                apart.setdefault(measure, {})[cells[0].model] = difference(*pairs)
+                apart.setdefault(measure, {})[model] = difference(*pairs)
     note = NOTE.format(tasks=", ".join(task for _, task in names), parts=", ".join(f"`{part}`" for part in parts))
-    draw = drawing(plan["scores"][score].get("picture"), apart)
-    return Table(score, note, [cells[0] for cells in models], lines, apart, draw)
+    return Table(score, note, firsts, lines, apart, over, plan["scores"][score].get("picture", PICTURES[0]))
 
 
 def means(cells: Sequence[Cell], measures: Sequence[str]) -> dict[str, str]:

@@ -48,17 +48,15 @@ def tables_of(summary: dict[str, str], found: dict[str, list[Table]]) -> dict[st
 
 def answers(tables: dict[str, Table]) -> str:
     """An item a table: what is resolved of each model that was run."""
-    items = (
-        f"- **{heading}**, over {table.cells[0].model}. {' '.join(said(table))}" for heading, table in tables.items()
-    )
+    items = (f"- **{heading}**, over {table.base}. {' '.join(said(table))}" for heading, table in tables.items())
     return "\n".join(textwrap.fill(item, 120, subsequent_indent="  ", break_on_hyphens=False) for item in items)
 
 
 def said(table: Table) -> Iterator[str]:
     if not table.apart:
         yield "No differences: they take two seeds of every task."
-    for cell in table.cells[1:]:
-        of_model = {m: table.apart[m][cell.model] for m in MEASURES if cell.model in table.apart.get(m, {})}
+    for model in table.over:
+        of_model = {m: table.apart[m][model] for m in MEASURES if model in table.apart.get(m, {})}
         signs = {m: d["difference"] > 0 for m, d in of_model.items() if d["resolved"]}
         words = [
             f"{word} in {' and '.join(filter(None, (', '.join(measures[:-1]), measures[-1])))}"
@@ -66,13 +64,13 @@ def said(table: Table) -> Iterator[str]:
             if (measures := [m for m, s in signs.items() if s == sign])
         ]
         if of_model:
-            yield f"`{cell.model}`: {', '.join(words) or 'nothing resolved'}."
+            yield f"`{model}`: {', '.join(words) or 'nothing resolved'}."
 
 
 def summary_lines(table: Table) -> list[Line]:
-    """The first model's accuracies, and the others' points over it; accuracies of all where nothing is compared."""
-    if not table.apart:
-        return table.lines
+    """The first model's accuracies, and the others' points over it; those of all where there are no others."""
+    if not table.apart or not table.lines:
+        return table.lines or difference_lines(table)
     first, *others = zip(table.cells, [*table.lines[:1], *difference_lines(table)], table.lines, strict=False)
     shown = [measure for measure in MEASURES if measure in table.apart]
     priced = any(any(costs(cell).values()) for cell in table.cells)

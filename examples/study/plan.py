@@ -14,7 +14,8 @@ STAGES = ("train", "choice", "test", "advglue_test", "query", "layers", "cost")
 CHOICE, VALIDATION, ATTACKED, QUERIED = 500, 1000, 100, 200  # rows at most; AdvGLUE's are all taken
 KNOWN = ("about", "common", "models", "parts", "scores", "summary")  # of a plan
 ENTRIES = ("tasks", "seeds", "models", "stages", "arguments", "autocast", "picture")  # of a part
-PICTURES = ("cost",)  # of a part or a score, in place of the differences alone: these against the cost of training
+OF_SCORE = ("parts", "models", "over", "picture")
+PICTURES = ("differences", "cost")  # of a part or a score: of differences alone, or against the cost of training
 AUTOCAST = ("bfloat16",)  # float16 would want its gradients scaled
 STIFF = 50  # rows of the layers' stiffness
 NOISE, STRENGTH = ("keyboard", "swap", "deletion", "clause"), 0.2
@@ -162,8 +163,12 @@ def check_scores(plan: dict[str, Any]) -> None:
         chosen = what.get("parts") if isinstance(what, dict) else None
         if not isinstance(chosen, list) or not chosen or any(one not in list(plan["parts"]) for one in chosen):
             raise ValueError(f"score {score!r} must hold parts, a list of {', '.join(plan['parts'])}, got {chosen!r}.")
-        if odd := [name for name in what if name not in ("parts", "models", "picture")]:
-            raise ValueError(f"score {score!r} may hold parts, models, picture, got {odd[0]!r}.")
+        if odd := [name for name in what if name not in OF_SCORE]:
+            raise ValueError(f"score {score!r} may hold {', '.join(OF_SCORE)}, got {odd[0]!r}.")
+        over = what.get("over", {"": ""})
+        named = isinstance(over, dict) and over and all(isinstance(one, str) for one in over.values())
+        if not named or {"models", "over"} <= set(what):
+            raise ValueError(f"over of score {score!r} must hold models by model, in place of models, got {over!r}.")
         check_picture(f"score {score!r}", what)
         parts = [plan["parts"][one] for one in chosen]
         tasks, models = [task for part in parts for task in part["tasks"]], models_of_score(plan, score)
@@ -198,6 +203,8 @@ def batch_of(run: Run) -> Any:
 def models_of_score(plan: dict[str, Any], score: str) -> list[str]:
     """The models that a score compares: those it names, or those of its first part."""
     what = plan["scores"][score]
+    if "over" in what:
+        return list(dict.fromkeys([*what["over"].values(), *what["over"]]))
     return what.get("models") or plan["parts"][what["parts"][0]]["models"]
 
 

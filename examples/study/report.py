@@ -23,9 +23,10 @@ from study import means
 from study.kept import read_run
 from study.layers import layers_table
 from study.page import page, tables_of
-from study.plan import BATCH, CHOICE, LENGTH, VALIDATION, read_plan, runs_of
+from study.pictures import picture
+from study.plan import BATCH, CHOICE, LENGTH, PICTURES, VALIDATION, read_plan, runs_of
 from study.scores import cells_of
-from study.tables import MEASURES, Table, difference_lines, markdown, part_table, picture
+from study.tables import MEASURES, Table, difference_lines, markdown, part_table
 
 
 LEGEND = {
@@ -106,22 +107,22 @@ def part_tables(plan: dict[str, Any], part: str, runs: Path) -> list[Table]:
     measured = [f"Measured under {what['autocast']} autocast, but for costs."] if "autocast" in what else []
     for task in what["tasks"]:
         cells = cells_of((run for run in runs_of(plan, [part]) if run.task == task), runs)
+        name = part if part.endswith(f", {task}") else f"{part}, {task}"
         for stage, rows in (("choice", "choice"), ("test", "validation")):
             if stage in what["stages"]:
-                name = part if part.endswith(f", {task}") else f"{part}, {task}"
                 note = " ".join([f"Task {task}, {rows} rows.", *trained, *measured])
-                found.append(part_table(f"{name}, {rows}", note, cells, stage, what.get("picture")))
+                found.append(part_table(f"{name}, {rows}", note, cells, stage, what.get("picture", PICTURES[0])))
         if "layers" in what["stages"]:
-            found.append(layers_table(f"{part}, {task}, layers", LAYERS.format(task=task), cells))
+            found.append(layers_table(f"{name}, layers", LAYERS.format(task=task), cells))
     return found
 
 
 def shown(table: Table) -> str:
-    """The table and, where there are any, its differences."""
-    text = f"{table.caption}\n\n{markdown(table.lines)}\n"
-    if table.apart:
-        text += f"\nPoints over {table.cells[0].model}:\n\n{markdown(difference_lines(table))}\n"
-    return text
+    """The table's accuracies and its differences, what it has of them."""
+    texts = [table.caption]
+    texts += [markdown(table.lines)] if table.lines else []
+    texts += [f"Points over {table.base}:", markdown(difference_lines(table))] if table.apart else []
+    return "\n\n".join(texts) + "\n"
 
 
 def figure(table: Table) -> str:
@@ -172,7 +173,6 @@ def insert(readme: Path, found: dict[str, list[Table]]) -> str:
 def write(texts: dict[Path, str], found: dict[str, list[Table]], output: Path) -> None:
     (output / "figures").mkdir(parents=True, exist_ok=True)
     for table in (table for of_name in found.values() for table in of_name if table.drawn):
-        drawing = (table.draw or picture)(table)
-        write_whole(output / figure(table), partial(drawing.savefig, dpi=100, format="png"))
+        write_whole(output / figure(table), partial(picture(table).savefig, dpi=100, format="png"))
     for path, text in texts.items():
         write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"))

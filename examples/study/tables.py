@@ -1,21 +1,19 @@
 """Tables and pictures of a study's cells; report.py puts them together."""
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from imbert_hf.evaluation.statistics import paired_bootstrap
-from study.plan import ATTACKED, NOISE, QUERIED, RADIUS, STEPS, STRENGTH
+from study.plan import ATTACKED, NOISE, PICTURES, QUERIED, RADIUS, STEPS, STRENGTH
 from study.scores import Cell, costs, official
 
 
 NOT_RUN = "not run"
-MARKERS = "os^Dv<>pPX"
 Line = dict[str, str]  # column -> what it shows; the first column, "", is the model
 Differences = dict[str, dict[str, dict[str, Any]]]  # measure -> model -> what `difference` returns
 # column -> what it says
@@ -39,10 +37,11 @@ class Table:
     Attributes:
         title: of its picture.
         note: what it is of.
-        cells: a model each; the first is what the others are compared with.
+        cells: a model each.
         lines: accuracies, a line a model, and what the most frequent label would score.
-        apart: what the other models score over the first, where both were run.
-        draw: its picture, where it is none of differences.
+        apart: what models score over those that they are compared with, where both were run.
+        over: model -> the model that it is compared with.
+        kind: of its picture: "differences", these against the "cost" of training, or "layers".
     """
 
     title: str
@@ -50,25 +49,38 @@ class Table:
     cells: list[Cell]
     lines: list[Line]
     apart: Differences
-    draw: Callable[["Table"], Figure] | None = None
+    over: dict[str, str]
+    kind: str = "differences"
 
     @property
     def drawn(self) -> bool:
-        return self.draw is not None or bool(self.apart)
+        return any(map(layers_of, self.cells)) if self.kind == "layers" else bool(self.apart)
 
     @property
     def caption(self) -> str:
         return textwrap.fill(self.note, 120, break_on_hyphens=False)
 
+    @property
+    def bases(self) -> list[str]:
+        return list(dict.fromkeys(self.over.values()))
 
-def part_table(title: str, note: str, cells: list[Cell], stage: str, kind: str | None = None) -> Table:
-    """`kind` of picture, of plan.PICTURES."""
+    @property
+    def base(self) -> str:
+        """What the models are compared with, in words."""
+        return "the model that each line names" if len(self.bases) > 1 else self.cells[0].model
+
+
+def part_table(title: str, note: str, cells: list[Cell], stage: str, kind: str = PICTURES[0]) -> Table:
     lines = [accuracies(cell, stage) for cell in cells]
     frequent = most_frequent(cells, stage)
     lines += [dict.fromkeys(lines[0], "") | frequent] * bool(frequent)
     shown = [n for n in lines[0] if n in ("", "clean") or any(line[n] not in (NOT_RUN, "") for line in lines)]
     lines, apart = [{n: line[n] for n in shown} for line in lines], differences(cells, stage)
-    return Table(title, note, cells, lines, apart, drawing(kind, apart))
+    return Table(title, note, cells, lines, apart, over_first(cells), kind)
+
+
+def over_first(cells: Sequence[Cell]) -> dict[str, str]:
+    return {cell.model: cells[0].model for cell in cells[1:]}
 
 
 def accuracies(cell: Cell, stage: str) -> Line:
@@ -127,8 +139,13 @@ def difference(*apart: numpy.ndarray) -> dict[str, Any]:
     return {"difference": mean, "ci95": interval, "resolved": resolved, "seeds": seeds}
 
 
+def layers_of(cell: Cell) -> list[dict[str, list[float]]]:
+    """What is kept of the stage "layers", seed by seed."""
+    return [kept["stages"]["layers"] for kept in cell.kept.values() if kept is not None and "layers" in kept["stages"]]
+
+
 def difference_lines(table: Table) -> list[Line]:
-    """A line a model but the first: its points over the first, in brackets the seeds where these are fewer."""
+    """A line a model that is compared: its points over the other, in brackets the seeds where these are fewer."""
     most = len(table.cells[0].kept)
 
     def points(found: dict[str, Any] | None) -> str:
@@ -140,74 +157,11 @@ def difference_lines(table: Table) -> list[Line]:
         return f"**{number}**" if found["resolved"] else number
 
     return [
-        {"": cell.model} | {measure: points(of.get(cell.model)) for measure, of in table.apart.items()}
-        for cell in table.cells[1:]
+        {"": model, **({"over": base} if len(table.bases) > 1 else {})}
+        | {measure: points(of.get(model)) for measure, of in table.apart.items()}
+        for model, base in table.over.items()
     ]
 
 
 def markdown(lines: Iterable[Line]) -> str:
     return tabulate(lines, "keys", "pipe", disable_numparse=True)
-
-
-def picture(table: Table) -> Figure:
-    """A panel a measure: every model's difference to the first, with its interval."""
-    models = [cell.model for cell in table.cells[1:]]
-    figure = Figure(figsize=(2.5 + 2.2 * len(table.apart), 1.2 + 0.28 * len(models)), layout="constrained")
-    axes = figure.subplots(1, len(table.apart), sharey=True, squeeze=False)[0]
-    for ax, (measure, of) in zip(axes, table.apart.items(), strict=True):
-        for y, model in enumerate(models):
-            if model in of:
-                middle, (low, high) = 100 * of[model]["difference"], (100 * end for end in of[model]["ci95"])
-                ax.plot([low, high], [y, y], color="tab:blue" if of[model]["resolved"] else "0.6")
-                ax.plot(middle, y, "o", color="tab:blue" if of[model]["resolved"] else "0.6", markersize=4)
-        ax.axvline(0, color="0.8", zorder=0)
-        ax.set_title(measure, fontsize="medium")
-    axes[0].set_yticks(range(len(models)), models)
-    axes[0].invert_yaxis()
-    figure.suptitle(f"{table.title}: points over {table.cells[0].model}", fontsize="medium")
-    return figure
-
-
-def drawing(kind: str | None, apart: Differences) -> Callable[[Table], Figure] | None:
-    return cost_picture if kind == "cost" and apart else None
-
-
-def looks(models: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """model -> its colour and mark. What a name says behind a comma is shown by the mark, the rest by the colour.
-
-    So "R3F, last layer" has the colour of "R3F" and the mark of "last layer", which itself is a mark without a name.
-    """
-    behind = {model.partition(", ")[2] for model in models}
-    halves = {model: ("", model) if model in behind else model.partition(", ")[::2] for model in models}
-    hues, marks = (list(dict.fromkeys(half[i] for half in halves.values())) for i in (0, 1))
-    found = {}
-    for model, (hue, mark) in halves.items():
-        k = hues.index(hue)
-        mark_of_ten = marks.index(mark) + len(marks) * (k // 10)
-        found[model] = {"color": f"C{k % 10}", "fmt": MARKERS[mark_of_ten % len(MARKERS)]}
-    return found
-
-
-def cost_picture(table: Table) -> Figure:
-    """A panel a measure, a dot a model: its difference to the first against what its training costs.
-
-    Models of no known cost are left out; a score's costs are those of its first task. Resolved differences are full.
-    """
-    known = {cell.model: found for cell in table.cells[1:] if (found := costs(cell)["training cost"])}
-    figure = Figure(figsize=(2.5 + 2.6 * len(table.apart), 3 + 0.1 * len(known)), layout="constrained")
-    axes = figure.subplots(1, len(table.apart), squeeze=False)[0]
-    shown, styles = {}, looks(list(known))
-    for ax, (measure, of) in zip(axes, table.apart.items(), strict=True):
-        for model, ratios in known.items():
-            if model in of:
-                middle, ends = 100 * of[model]["difference"], 100 * numpy.array(of[model]["ci95"])
-                style = styles[model] | {"markersize": 5, "elinewidth": 0.8}
-                style["markerfacecolor"] = style["color"] if of[model]["resolved"] else "white"
-                bars = numpy.abs(ends - middle)[:, None]
-                shown[model] = ax.errorbar(float(numpy.mean(ratios)), middle, bars, label=model, **style)
-        ax.axhline(0, color="0.8", zorder=0)
-        ax.set_title(measure, fontsize="medium")
-        ax.set_xlabel("training cost")
-    figure.legend(shown.values(), shown.keys(), loc="outside right center", fontsize="x-small")
-    figure.suptitle(f"{table.title}: points over {table.cells[0].model}", fontsize="medium")
-    return figure

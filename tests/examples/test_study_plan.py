@@ -69,10 +69,29 @@ def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study)
         (f"{SCORED}\nscores: {{one: {{parts: [one]}}}}", "score 'one' must have another name than every part."),
         (f"{SCORED}\nscores: {{s: [one]}}", "score 's' must hold parts, a list of one, all, choice, got None."),
         (f"{SCORED}\nscores: {{s: {{parts: [two]}}}}", "'s' must hold parts, a list of one, all, choice, got ['two']."),
-        (f"{SCORED}\nscores: {{s: {{parts: [one], model: [a]}}}}", "'s' may hold parts, models, picture, got 'model'."),
+        (
+            f"{SCORED}\nscores: {{s: {{parts: [one], model: [a]}}}}",
+            "'s' may hold parts, models, over, picture, got 'model'.",
+        ),
         (
             f"{SCORED}\nscores: {{s: {{parts: [one], picture: dots}}}}",
-            "picture of score 's' must be one of cost, got 'dots'.",
+            "picture of score 's' must be one of differences, cost, got 'dots'.",
+        ),
+        *(
+            (
+                f"{SCORED}\nscores: {{s: {{parts: [one], {more}}}}}",
+                f"over of score 's' must hold models by model, {got}.",
+            )
+            for more, got in (
+                ("over: [a]", "in place of models, got ['a']"),
+                ("over: {}", "in place of models, got {}"),
+                ("over: {b: [a]}", "in place of models, got {'b': ['a']}"),
+                ("over: {b: a}, models: [a]", "in place of models, got {'b': 'a'}"),
+            )
+        ),
+        (
+            f"{SCORED}\nscores: {{s: {{parts: [one], over: {{b: c}}}}}}",
+            "'one' of score 's' must have the stage test, and the models c, b.",
         ),
         (f"{SCORED}\nscores: {{s: {{parts: [one, one]}}}}", "of score 's' must hold a task once, got sst2, sst2."),
         (

@@ -17,6 +17,11 @@ def tables():
     return import_module("study.tables")
 
 
+@pytest.fixture(scope="module")
+def pictures():
+    return import_module("study.pictures")
+
+
 def kept_of(clean, problem=None, **more):
     stage = {"clean": clean, "noise": {"swap": clean}, "embedding": clean, "growth": 1.0, "residual": None}
     return {"stages": {"choice": {**stage, "majority": 0.5, **more}}, "problem": problem}
@@ -68,7 +73,7 @@ def test_failures_are_counted_and_differences_are_over_common_seeds(tables):
     assert tables.difference_lines(table)[0]["clean"] == "-25.0 [-75.0, +0.0] (1)"
 
 
-def test_a_picture_of_differences_against_the_cost_of_training(tables):
+def test_a_picture_of_differences_against_the_cost_of_training(tables, pictures):
     """A dot a model whose cost is known, in every panel where it was measured, of the same colour in all."""
 
     def cell(model, clean, cost=None, **more):
@@ -80,7 +85,7 @@ def test_a_picture_of_differences_against_the_cost_of_training(tables):
     cells = [cell("a", "1100", 1.0), cell("b", "1110", 2.5), cell("c", "1111"), cell("d", "1000", 4.0)]
     table = tables.part_table("title", "note", cells, "choice", "cost")
     del table.apart["worst"]["b"]
-    figure = table.draw(table)
+    figure = pictures.picture(table)
     assert [ax.get_title() for ax in figure.axes] == ["clean", "noise", "worst", "embedding"]
     for ax in figure.axes:
         shown = {bars.get_label(): bars for bars in ax.containers}
@@ -90,23 +95,60 @@ def test_a_picture_of_differences_against_the_cost_of_training(tables):
         ends = shown["d"].lines[2][0].get_segments()[0][:, 1]
         assert ends == pytest.approx([100 * end for end in table.apart[ax.get_title()]["d"]["ci95"]])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "d"]
-    assert tables.part_table("title", "note", cells, "choice").draw is None
     assert not tables.part_table("title", "note", cells[:1], "choice", "cost").drawn
 
 
-def test_a_picture_shows_a_defence_by_colour_and_a_connection_by_mark(tables):
-    looks = tables.looks(["last layer", "R3F", "R3F, last layer", "FreeLB", "FreeLB, last layer", "EX-BERT"])
+def test_a_picture_shows_a_defence_by_colour_and_a_connection_by_mark(pictures):
+    looks = pictures.looks(["last layer", "R3F", "R3F, last layer", "FreeLB", "FreeLB, last layer", "EX-BERT"])
     color, mark = ({model: look[name] for model, look in looks.items()} for name in ("color", "fmt"))
     assert color["R3F, last layer"] == color["R3F"]
     assert color["FreeLB, last layer"] == color["FreeLB"]
     assert len({color[m] for m in ("last layer", "R3F", "FreeLB", "EX-BERT")}) == 4
     assert mark["R3F, last layer"] == mark["FreeLB, last layer"] == mark["last layer"]
     assert mark["R3F"] == mark["FreeLB"] == mark["EX-BERT"] != mark["last layer"]
-    many = tables.looks([f"model {i}" for i in range(30)])
+    many = pictures.looks([f"model {i}" for i in range(30)])
     assert len({(look["color"], look["fmt"]) for look in many.values()}) == 30
     many = [name for i in range(12) for name in (f"model {i}", f"model {i}, last layer", f"model {i}, all layers")]
-    assert len({(look["color"], look["fmt"]) for look in tables.looks(many).values()}) == 36
-    assert tables.looks([]) == {}
+    assert len({(look["color"], look["fmt"]) for look in pictures.looks(many).values()}) == 36
+    assert pictures.looks([]) == {}
+
+
+def test_a_picture_of_differences_leaves_out_what_has_none(tables, pictures):
+    """A line a model that was compared, at the place of its name; a row of panels holds three."""
+    kept = {"a": kept_of("1100"), "none": None, "b": kept_of("1110")}
+    table = tables.part_table("title", "note", [tables.Cell(model, {0: one}) for model, one in kept.items()], "choice")
+    figure = pictures.picture(table)
+    assert [ax.get_title() for ax in figure.axes] == ["clean", "noise", "worst", "embedding"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["b"]
+    ends = [[pytest.approx(100 * end), 0] for end in table.apart["clean"]["b"]["ci95"]]
+    for ax in figure.axes:
+        line, dot, _ = ax.get_lines()
+        assert dot.get_xydata().tolist() == [[25.0, 0]]
+        assert line.get_xydata().tolist() == ends
+    assert [ax.get_subplotspec().rowspan.start for ax in figure.axes] == [0, 0, 0, 1]
+
+
+def test_a_picture_of_layers_has_typos_dashed_in_the_panel_of_their_measure(tables, pictures):
+    def made(by):
+        return {"moved": [0.0, by], "first, clean": [1.0, 1.0 + by], "first, typos": [1.0, 2.0 + by]}
+
+    kept = {seed: {"stages": {"layers": made(seed)}, "problem": None} for seed in (0, 1)}
+    cells = [tables.Cell("a", kept), tables.Cell("none", {0: None}), tables.Cell("b", {0: kept[1]})]
+    layers_table = import_module("study.layers").layers_table
+    table = layers_table("title", "note", cells)
+    assert [line.get("first, typos") for line in table.lines] == ["2.50 ± 0.71", None, "3.00"]
+    figure = pictures.picture(table)
+    assert [ax.get_title() for ax in figure.axes] == ["movement by typos", "stiffness, first token"]
+    lines = {bars.get_label(): bars.lines[0] for bars in figure.axes[1].containers}
+    shown = {name: (line.get_linestyle(), *line.get_ydata()) for name, line in lines.items()}
+    assert shown == {
+        "a": ("-", 1.0, 1.5),
+        "b": ("-", 1.0, 2.0),
+        "a, typos": ("--", 1.0, 2.5),
+        "b, typos": ("--", 1.0, 3.0),
+    }
+    assert table.drawn
+    assert not layers_table("title", "note", cells[1:2]).drawn
 
 
 def kept_test(task, right):
@@ -176,6 +218,34 @@ def test_no_score_without_the_first_model_or_another(scored):
         scores = {"some": {"parts": ["rest"], "models": names}}
         found = score_table(plan | {"scores": scores}, "some", folder)
         assert [cell.model for cell in found.cells] == names if shown else found is None
+
+
+def test_a_score_over_models_of_its_own(scored):
+    """A line a model names what it is compared with; the numbers are those of a score of these two alone."""
+    plan, folder = scored
+    score_table, tables, report = (import_module(f"study.{n}") for n in ("means", "tables", "report"))
+    score_table, parts = score_table.score_table, {"parts": ["rest"]}
+    scores = {
+        "own": parts | {"over": {"b": "a", "a": "b", "d": "a"}},
+        "one": parts | {"models": ["b", "a"]},
+        "none": parts | {"over": {"d": "a"}},
+        "base": parts | {"over": {"a": "b"}},
+    }
+    plan = plan | {"scores": scores}
+    assert score_table(plan, "none", folder) is None  # d lacks a task
+    own, one, base = (score_table(plan, name, folder) for name in ("own", "one", "base"))
+    assert own.base == "the model that each line names"
+    lines = {line[""]: line for line in tables.difference_lines(own)}
+    assert {model: line["over"] for model, line in lines.items()} == {"b": "a", "a": "b", "d": "a"}
+    (line,) = tables.difference_lines(one)
+    assert lines["a"] == {"": "a", "over": "b"} | line
+    assert lines["d"]["clean"] == "not run"
+    assert own.apart["clean"]["b"]["difference"] == -own.apart["clean"]["a"]["difference"]
+    assert (base.base, tables.difference_lines(base)) == ("b", [line])
+    assert report.shown(base) == f"{base.caption}\n\nPoints over b:\n\n{tables.markdown([line])}\n"
+    page = import_module("study.page")
+    assert page.answers({"All": own}).startswith("- **All**, over the model that each line names. `b`: better in clean")
+    assert page.summary_lines(own) == list(lines.values())
 
 
 def test_the_report_shows_the_score(scored, tmp_path):
