@@ -10,6 +10,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from threading import Timer
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -18,17 +19,24 @@ from tqdm.auto import tqdm
 
 T = TypeVar("T")
 R = TypeVar("R")
+PATIENCE = 10.0  # seconds after which a process says for whom it waits
 _state: Any = None  # accelerate's PartialState; None: this process is alone
 
 
 def join() -> None:
     """Makes this process one of those that its launcher started. Without it each works alone."""
     global _state
-    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if "RANK" in os.environ and size > 1:
         from accelerate import PartialState
 
+        words = f"imbert-eval: waits for {size} processes, as WORLD_SIZE says; without RANK it works alone.\n"
+        late = Timer(PATIENCE, sys.stderr.write, [words])
+        late.daemon = True
+        late.start()
         # Of what they tell each other nothing lies on a device. They may work apart for long.
         _state = PartialState(cpu=True, timeout=timedelta(days=7))
+        late.cancel()
         atexit.register(_state.destroy_process_group)  # gloo's threads can abort an interpreter that ends before them
         if torch.accelerator.is_available():
             torch.accelerator.set_device_index(_state.local_process_index % torch.accelerator.device_count())

@@ -165,6 +165,18 @@ except Exception:
     assert "imbert-eval: the processes could not meet" in err
 
 
+def test_a_process_that_waits_for_others_says_so():
+    """As where a launcher's variables were left in a shell."""
+    code = "from imbert_hf.evaluation import processes; processes.PATIENCE = 0.5; processes.join()"
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "RANK": "0"}
+    words = [sys.executable, "-c", code]
+    child = subprocess.Popen(words, env=os.environ | environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    said = child.stderr.readline()
+    child.kill()
+    child.communicate()
+    assert said == "imbert-eval: waits for 2 processes, as WORLD_SIZE says; without RANK it works alone.\n"
+
+
 def test_a_process_alone_shares_with_nobody():
     assert (processes.count(), processes.is_main(), processes.of_main(3)) == (1, True, 3)
     assert processes.share(str, range(3)) == ["0", "1", "2"]
