@@ -1,7 +1,31 @@
 """Trainer callbacks: how well the layers solve their relation, and theta as a schedule."""
 
+import inspect
+from collections import Counter
+from typing import Any
+
 import torch
+from torch import nn
 from transformers import TrainerCallback
+
+
+def implicit_models(model: nn.Module | None) -> list[Any]:
+    """The modules in `model`, itself among them, that can be asked for statistics: ours, and what hands on keywords."""
+    ours: list[Any] = []
+    wrappers: list[Any] = []
+    for module in () if model is None else model.modules():
+        if hasattr(getattr(module, "config", None), "im_tolerance"):
+            takes = inspect.signature(type(module).forward).parameters  # a user's own forward may take neither
+            if "output_im_statistics" in takes:
+                ours.append(module)
+            elif any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+                wrappers.append(module)
+    return [*ours, *(module for module in wrappers if any(part in ours for part in module.modules()))]
+
+
+def _which(module: Any) -> tuple[type, int]:
+    """The same for all of a module's copies in one forward, such as DataParallel's."""
+    return type(module), id(module.config)
 
 
 class IMBertStatisticsCallback(TrainerCallback):
@@ -14,8 +38,9 @@ class IMBertStatisticsCallback(TrainerCallback):
         im_unconverged_rate   share of solves whose residual exceeds im_tolerance, or 1e-2 where that is 0
         im_consistency_loss   where im_consistency is above 0, the mean of its loss, not multiplied by it
 
-    Measuring costs one more evaluation of each implicit layer, so only one forward in `every` is measured. With a plain
-    model nothing is logged.
+    Measuring costs one more evaluation of each implicit layer, so only one forward in `every` is measured. Models of
+    ours are found within others that wrap them. Where there is none, or what wraps it calls it past its hooks, as
+    sentence-transformers does, nothing is logged.
 
     The Trainer calls reporting callbacks (TensorBoard, W&B) before those passed to it, so that these values reach the
     progress bar and state.log_history, but a report only after
@@ -29,48 +54,71 @@ class IMBertStatisticsCallback(TrainerCallback):
         >>> callbacks = [IMBertStatisticsCallback(every=10)]  # Trainer(..., callbacks=callbacks)
     """
 
+    _models: list[Any]  # that are measured; none but in training
+    _hooks: list[Any]
+    _forwards: Counter  # of each model
+    _tuples: dict[Any, bool]  # whether its caller wants no dict
+    _residuals: list[torch.Tensor]
+    _losses: list[torch.Tensor]
+
     def __init__(self, every: int = 10):
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be an integer >= 1, got {every!r}.")
         self.every = every
-        self._forwards = 0
-        self._residuals: list[torch.Tensor] = []
-        self._losses: list[torch.Tensor] = []
-        self._hooks: list = []
+        self._clear()
+
+    def _clear(self):
+        vars(self).update(self._idle())
+
+    @staticmethod
+    def _idle() -> dict[str, Any]:
+        return {"_models": [], "_hooks": [], "_forwards": Counter(), "_tuples": {}, "_residuals": [], "_losses": []}
+
+    def __getstate__(self):
+        # A copy of a model in training has its hooks, and with them a copy of this that does nothing.
+        return vars(self) | self._idle()
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.on_train_end(args, state, control)
-        if not hasattr(model.config, "im_tolerance"):
-            return
-        self._tolerance = lambda: model.config.im_tolerance or 1e-2
-        self._hooks = [
-            model.register_forward_pre_hook(self._ask, with_kwargs=True),
-            model.register_forward_hook(self._collect),
-        ]
+        self.on_train_end(args, state, control)  # of one that was broken off
+        self._models = implicit_models(model)
+        for module in self._models:
+            self._hooks += [
+                module.register_forward_pre_hook(self._ask, with_kwargs=True),
+                module.register_forward_hook(self._collect),
+            ]
 
     def _ask(self, module, args, kwargs):
-        if not module.training:
+        if not (module.training and self._models):
             return None
-        self._forwards += 1
-        if (self._forwards - 1) % self.every:
+        which = _which(module)
+        self._forwards[which] += 1
+        if (self._forwards[which] - 1) % self.every:
             return None
+        wanted = kwargs.get("return_dict")
+        self._tuples[which] = not (getattr(module.config, "return_dict", True) if wanted is None else wanted)
         return args, {**kwargs, "output_im_statistics": True, "return_dict": True}
 
     def _collect(self, module, args, outputs):
-        residuals = getattr(outputs, "im_residuals", None)
-        if module.training and residuals:
+        residuals, loss = getattr(outputs, "im_residuals", None), getattr(outputs, "im_consistency_loss", None)
+        if not (module.training and self._models and residuals):
+            return None
+        # A model hands on what the one within it has told already.
+        if not any(residuals[0] is told for told in self._residuals):
             self._residuals += residuals  # whose devices differ where layers' do
-            loss = getattr(outputs, "im_consistency_loss", None)
-            self._losses += [] if loss is None else [loss.detach()]
+        if loss is not None and not any(loss.data_ptr() == told.data_ptr() for told in self._losses):
+            self._losses.append(loss.detach())
+        if not self._tuples.get(_which(module)):
+            return None
+        return tuple(outputs[name] for name in outputs if name not in ("im_residuals", "im_iterations_used"))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not self._residuals or "loss" not in logs:  # an evaluation's log has no place for them
+        if not (self._residuals and self._models) or "loss" not in logs:  # an evaluation's log has no place for them
             return
         residuals = torch.cat([r.flatten().float().cpu() for r in self._residuals])
         values = {
             "im_residual_mean": residuals.mean().item(),
             "im_residual_max": residuals.max().item(),
-            "im_unconverged_rate": (residuals > self._tolerance()).float().mean().item(),
+            "im_unconverged_rate": (residuals > (self._models[0].config.im_tolerance or 1e-2)).float().mean().item(),
         }
         if self._losses:
             values["im_consistency_loss"] = torch.stack(self._losses).mean().item()
@@ -81,7 +129,7 @@ class IMBertStatisticsCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._clear()
 
 
 class ThetaScheduleCallback(TrainerCallback):
@@ -120,10 +168,12 @@ class ThetaScheduleCallback(TrainerCallback):
         return max(1, round(self.fraction * state.max_steps))
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if not hasattr(model.config, "im_theta"):
+        models = implicit_models(model)
+        if not models:
             raise ValueError(f"ThetaScheduleCallback needs a model with im_theta, got {type(model).__name__}.")
         share = min(1.0, state.global_step / self._steps(state))
-        model.config.im_theta = self.start * (1 - share) + self.end * share
+        for one in models:
+            one.config.im_theta = self.start * (1 - share) + self.end * share
 
     def on_step_end(self, args, state, control, **kwargs):
         self.on_train_begin(args, state, control, **kwargs)  # before the evaluation and the checkpoint of this step

@@ -1,14 +1,22 @@
 """The Trainer, and the callback that logs the solves."""
 
+import copy
+
 import pytest
 import torch
 from families import FAMILIES, config_of
 from tiny import NO_DROPOUT, bert_config, imbert_config
+from torch import nn
 from training import OF_THE_TRAINER, Rows
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 import imbert_hf
-from imbert_hf import IMBertForSequenceClassification, IMBertStatisticsCallback
+from imbert_hf import (
+    IMBertForSequenceClassification,
+    IMBertModel,
+    IMBertStatisticsCallback,
+    ThetaScheduleCallback,
+)
 
 
 pytest.importorskip("accelerate")
@@ -71,8 +79,9 @@ def test_layers_may_be_on_several_devices():
     class Outputs:
         im_residuals = (torch.ones(2), torch.ones(2, device="meta"))
 
-    callback = IMBertStatisticsCallback(every=1)
-    callback._collect(IMBertForSequenceClassification(imbert_config()).train(), (), Outputs)
+    callback, model = IMBertStatisticsCallback(every=1), IMBertForSequenceClassification(imbert_config()).train()
+    callback.on_train_begin(None, None, None, model=model)
+    callback._collect(model, (), Outputs)
     assert [r.device.type for r in callback._residuals] == ["cpu", "meta"]
 
 
@@ -80,6 +89,90 @@ def test_nothing_is_logged_for_bert(tmp_path):
     model = BertForSequenceClassification(bert_config())
     trainer = train(model, tmp_path, [IMBertStatisticsCallback()])
     assert not any("im_residual_mean" in logs for logs in trainer.state.log_history)
+
+
+class Wrapped(nn.Module):
+    """As people write it: no config, and a dict of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = IMBertForSequenceClassification(imbert_config())
+
+    def forward(self, input_ids, labels=None):
+        loss, logits = self.inner(input_ids, labels=labels, return_dict=False)
+        return {"loss": loss, "logits": logits}
+
+
+class OwnForward(IMBertForSequenceClassification):
+    def forward(self, input_ids, labels=None):
+        logits = self.classifier(self.bert(input_ids).pooler_output)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class HandsOn(IMBertForSequenceClassification):
+    def forward(self, input_ids, labels=None, **kwargs):
+        return super().forward(input_ids, labels=labels, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [Wrapped, OwnForward, HandsOn])
+def test_models_with_forwards_of_their_own_are_measured(kind, tmp_path):
+    model = kind() if kind is Wrapped else kind(imbert_config())
+    trainer = train(model, tmp_path, [IMBertStatisticsCallback(every=1), ThetaScheduleCallback(0.5, 0.5)])
+    logs = [logs for logs in trainer.state.log_history if "loss" in logs]
+    assert len(logs) == 3
+    assert all(0 < log["im_residual_mean"] <= log["im_residual_max"] for log in logs)
+    models = [module for module in trainer.model.modules() if isinstance(module, IMBertModel)]
+    assert [model.config.im_theta for model in models] == [0.5]
+
+
+def test_a_tuple_that_was_asked_for_has_what_it_has_without_the_callback(batch):
+    model = IMBertForSequenceClassification(imbert_config(**NO_DROPOUT)).train()
+    expected = model(**batch, return_dict=False)
+    callback = IMBertStatisticsCallback(every=1)
+    callback.on_train_begin(None, None, None, model=model)
+    torch.testing.assert_close(model(**batch, return_dict=False), expected)
+    assert len(callback._residuals) == 3  # layers
+
+
+def test_every_forward_is_counted_once(batch):
+    """Head and base are both asked, and tell the same."""
+    model = IMBertForSequenceClassification(imbert_config(im_consistency=0.5)).train()
+    callback = IMBertStatisticsCallback(every=3)
+    callback.on_train_begin(None, None, None, model=model)
+    counts = []
+    for _ in range(7):
+        model(**batch, labels=torch.tensor([0, 1, 1]))
+        counts.append((len(callback._residuals), len(callback._losses)))
+    assert counts == [(3, 1)] * 3 + [(6, 2)] * 3 + [(9, 3)]
+
+
+def test_a_copy_of_a_model_in_training_measures_nothing(batch, tmp_path):
+    model = IMBertForSequenceClassification(imbert_config()).train()
+    callback = IMBertStatisticsCallback(every=1)
+    callback.on_train_begin(None, None, None, model=model)
+    torch.save(model, tmp_path / "model.pt")
+    for again in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert again(**batch).im_residuals is None
+        (hook,) = again._forward_hooks.values()
+        assert not hook.__self__._residuals
+    assert not callback._residuals
+    assert model(**batch).im_residuals is not None
+
+
+def test_what_a_training_left_is_not_logged_by_the_next(tmp_path):
+    """Its last steps were not logged, or it was broken off."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    model, callback = IMBertForSequenceClassification(imbert_config()), IMBertStatisticsCallback(every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, tmp_path, [callback, Stop()])
+    model.config.im_theta = 0.0
+    trainer = train(model, tmp_path, [callback])
+    assert [log["im_residual_max"] for log in trainer.state.log_history if "loss" in log] == [0.0] * 3
+    assert not model._forward_hooks
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,8 @@ def test_wrong_argument(arguments, sentence):
 
 def test_a_model_without_theta_is_refused():
     model = BertForSequenceClassification(bert_config())
+    with pytest.raises(ValueError, match="needs a model with im_theta, got Linear"):  # nor a config
+        ThetaScheduleCallback().on_train_begin(None, None, None, model=torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="needs a model with im_theta, got BertForSequenceClassification"):
         ThetaScheduleCallback().on_train_begin(None, None, None, model=model)
     assert imbert_config().im_theta == 1
