@@ -45,7 +45,9 @@ def _add_consistency(model: Any, outputs: Any, im_pass: Pass, labels: Tensor | N
             # A head that predicts labelled tokens alone has to know them.
             known = {"labels": labels} if getattr(model, "sparse_prediction", False) else {}
             explicit = head(im_hidden=hidden, **known)
-        kind = model.config.problem_type if isinstance(outputs, SequenceClassifierOutput) else None
+        kind = None
+        if isinstance(outputs, SequenceClassifierOutput):  # some heads tell the config what they took it for
+            kind = model.config.problem_type or ("regression" if model.config.num_labels == 1 else None)
         found = divergence(outputs, explicit, labels, kind)
     outputs["im_consistency_loss"], outputs["loss"] = found, outputs.loss + weight * found
 
@@ -99,11 +101,15 @@ def _forward_of(plain: type) -> Any:
             if inputs is not None:  # else the family refuses
                 im_pass.enter(getattr(self, self.im_stack), inputs.shape[0])
         outputs = ask(self, *args, im_pass=im_pass, **kwargs)
+        last = outputs.get("last_hidden_state")
         if base and not im_pass.left:
             im_pass.leave(outputs)
         outputs = with_statistics(type(outputs))(**outputs)
         if im_pass.rows and outputs.get("hidden_states"):  # as the layers handed them on
-            outputs["hidden_states"] = tuple(h if h is None else h[: im_pass.rows] for h in outputs.hidden_states)
+            outputs["hidden_states"] = tuple(
+                outputs.get("last_hidden_state") if h is last else h if h is None else im_pass.first(h)
+                for h in outputs.hidden_states
+            )
         if consistency:
             unlabelled = {name: value for name, value in given.items() if name not in labels}
             _add_consistency(self, outputs, im_pass, given.get("labels"), partial(ask, self, **unlabelled))

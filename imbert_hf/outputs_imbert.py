@@ -73,6 +73,7 @@ def divergence(implicit: Any, explicit: Any, labels: Any, problem_type: str | No
             output[name].to(torch.promote_types(output[name].dtype, torch.float32)) for output in (implicit, explicit)
         )
         if problem_type == "regression":
+            p, q = (z.reshape(len(z), -1) for z in (p, q))  # some heads drop the dimension of one target
             means = p - q
         elif problem_type == "multi_label_classification":
             means = p.sigmoid() - q.sigmoid()

@@ -169,6 +169,10 @@ class Pass:
             self.branch = explicit, None if torch.compiler.is_compiling() else RandomState(explicit.device)
         self.report()
 
+    def first(self, h: Tensor) -> Tensor:
+        """(rows, ...) of the implicit branch; h itself where there is no other, so that a loss on it is one."""
+        return h if h.shape[0] == self.rows else h[: self.rows]
+
     def report(self) -> None:
         """Warns where a solve met non-finite values."""
         if not any(self.carries) or functional() or torch.jit.is_tracing():

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from families import FAMILIES, MODELS, OTHERS, ROUNDING, base_of, family_of, inputs_for, pair_of
+from families import FAMILIES, MODELS, OTHERS, ROUNDING, base_of, family_of, inputs_for, model_of, pair_of
 from tiny import GRADIENTS, NO_DROPOUT, PAIRS, SOLVERS, imbert_config, imbert_model, lively
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
 from transformers.models.bert.modeling_bert import BertLayer
@@ -185,6 +185,20 @@ def test_every_kind_of_classification(problem, classes, labels, divergence, batc
     assert_same(model, {**batch, "labels": labels}, lambda p, q: divergence(p.logits, q.logits).mean())
 
 
+@pytest.mark.parametrize("problem", [None, "regression"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_regression_of_every_family(family, problem, batch):
+    """DeBERTa's head tells the config nothing, and drops a dimension of its logits where it has labels."""
+    name = f"{family}ForSequenceClassification"
+    model = model_of(f"IM{name}", im_consistency=WEIGHT, im_layers=[-1], num_labels=1, problem_type=problem)
+    inputs = {**inputs_for(name, batch), "labels": torch.rand(3, dtype=torch.float64)}
+
+    def squared(p, q):
+        return (p.logits - q.logits).square().mean()
+
+    assert_same(model.double().train(), inputs, squared, atol=ROUNDING[family])
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_half_precision_has_the_loss_in_float32(gradient, labelled):
     model = classifier(im_gradient=gradient).float()
@@ -325,6 +339,19 @@ def test_all_other_outputs_are_those_without_it(layers, labelled):
         both = [found[name] for found in outputs]
         assert [t.shape for t in both[0]] == [t.shape for t in both[1]]
         assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_depends_on_the_hidden_states_of_one_branch(family, batch):
+    """Those that hold both branches are handed out in part, and what is made of a part is no part of the loss."""
+    name = f"{family}ForSequenceClassification"
+    model = model_of(f"IM{name}", im_consistency=WEIGHT, im_layers=[-1])
+    outputs = model.train()(**inputs_for(name, batch), output_hidden_states=True)
+    first, *middle, last = outputs.hidden_states
+    found = torch.autograd.grad(outputs.loss, [first, *middle], retain_graph=True)
+    assert all(grad.abs().max() > 0 for grad in found)
+    if family != "ModernBert":  # whose last hidden state is normed
+        assert torch.autograd.grad(outputs.loss, last)[0].abs().max() > 0
 
 
 def test_one_warning_where_no_labels_reach_the_model(batch, labelled):
