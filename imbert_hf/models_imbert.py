@@ -87,15 +87,14 @@ def _forward_of(plain: type) -> Any:
             return eager(self, *args, output_im_statistics=output_im_statistics, return_dict=return_dict, **kwargs)
         if im_pass is None:
             im_pass = Pass(self.config, [] if output_im_statistics else None)
-        if consistency or self.im_stack:
-            given = dict(zip(names, args, strict=False)) | kwargs
+        given = dict(zip(names, args, strict=False)) | kwargs
         if consistency:
             im_pass.consistent = any(given.get(name) is not None for name in labels)
         base = self.base_model_prefix not in self._modules  # the model that the heads hold
         if base:
-            asked = kwargs.get("output_attentions")
+            asked = given.get("output_attentions")
             im_pass.records = self.config.output_attentions if asked is None else asked
-            im_pass.mask = token_mask(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
+            im_pass.mask = token_mask(given.get("attention_mask"))
         if base and self.im_stack:
             inputs = next((t for t in map(given.get, ("input_ids", "inputs_embeds")) if t is not None), None)
             if inputs is not None:  # else the family refuses
@@ -215,7 +214,10 @@ class ImplicitPreTrainedModel:
         """The family's own model with a copy of these weights, for deployment without this code: it saves none.
 
         Its config has every field of the family's own. Its layers take the explicit step, as im_layers=[] does here:
-        where the solves were of use, measure it again.
+        where the solves were of use, measure it again. All of its parameters are trainable.
+
+        Raises:
+            ValueError: the parameters are not those of the family's own model.
         """
         plain: Any = next(plain for plain, kind in self.implicit_classes.items() if isinstance(self, kind))
         family = plain.config_class
@@ -226,7 +228,13 @@ class ImplicitPreTrainedModel:
             options["add_pooling_layer"] = False
         with torch.random.fork_rng(devices=[]):  # the weights that it draws are not kept
             model = plain._from_config(config, **options)
-        model.load_state_dict({name: t.clone() for name, t in self.state_dict().items()}, assign=True)  # dtypes too
+        weights = {name: t.clone() for name, t in self.state_dict().items()}
+        if odd := sorted(weights.keys() ^ model.state_dict().keys()):
+            raise ValueError(
+                f"to_plain needs the parameters of {plain.__name__} and no others, which differ in {len(odd)}, such as "
+                f"{odd[0]!r}: merge adapters, remove parametrizations, or set the config to the layers that there are."
+            )
+        model.load_state_dict(weights, assign=True)  # dtypes too
         model.tie_weights()
         return model.to(self.device).train(self.training)
 

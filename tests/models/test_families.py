@@ -142,6 +142,22 @@ def test_a_head_records_hidden_states_where_its_base_was_never_built_alone(famil
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_arguments_by_place_are_those_by_name(family, batch):
+    """Of a base whose forward names them: DeBERTa's takes output_attentions by place."""
+    plain, model = pair_of(f"{family}Model", attn_implementation="eager")
+    plain.set_attn_implementation("eager")
+    given = {**batch, "output_attentions": True}
+    takes = [name for name in inspect.signature(type(plain).forward).parameters if name not in ("self", "kwargs")]
+    last = max(takes.index(name) for name in given if name in takes)
+    places = [given.get(name) for name in takes[: last + 1]]
+    rest = {name: value for name, value in given.items() if name not in takes}
+    for one in (plain, model):
+        outputs, expected = one(*places, **rest), one(**given)
+        torch.testing.assert_close(outputs.last_hidden_state, expected.last_hidden_state, rtol=0, atol=0)
+        torch.testing.assert_close(outputs.attentions, expected.attentions, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_layers_solve_the_relation_of_the_familys_layers(family, batch):
     name = f"{family}Model"
     plain, model = pair_of(name, im_iterations=60, im_solver="anderson", im_theta=0.5)

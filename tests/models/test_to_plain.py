@@ -70,3 +70,20 @@ def test_a_model_without_a_pooler(batch):
     plain = model.to_plain()
     assert plain.pooler is None
     assert torch.equal(plain(**batch).last_hidden_state, model(**batch).last_hidden_state)
+
+
+def test_other_parameters_than_the_familys_are_refused_in_one_sentence():
+    """An adapter that was not merged, and layers that the config knows nothing of."""
+    model = IMBertForSequenceClassification(config_of("IMBertForSequenceClassification"))
+    model.bert.encoder.layer[0].output.dense.lora = torch.nn.Linear(2, 2)
+    with pytest.raises(
+        ValueError, match=r"^to_plain needs the parameters of BertForSequenceClassification and no"
+    ) as why:
+        model.to_plain()
+    assert "which differ in 2, such as 'bert.encoder.layer.0.output.dense.lora.bias': merge adapters," in str(why.value)
+    del model.bert.encoder.layer[0].output.dense.lora
+    model.bert.encoder.layer = model.bert.encoder.layer[:2]
+    with pytest.raises(ValueError, match=r"which differ in 16, such as 'bert\.encoder\.layer\.2"):
+        model.to_plain()
+    model.config.num_hidden_layers = 2
+    assert len(model.to_plain().bert.encoder.layer) == 2
