@@ -11,16 +11,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils import parametrize
 
 
 def functional() -> bool:
-    """Whether a compiler or a transform of torch.func records what runs: products are torch.func's there."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """Whether a compiler, a transform of torch.func or forward mode follows: products are torch.func's there."""
+    followed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return followed or forward_ad._current_level >= 0
 
 
 def _autocast(kind: str) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _caches(kind: str) -> bool:
+    """Whether something keeps what it makes of weights, between the calls of a layer."""
+    return _autocast(kind) or parametrize._cache_enabled > 0
+
+
+@contextlib.contextmanager
+def _without_caches(kind: str):
+    """What is made of a weight under no_grad must not be kept: a tracked evaluation would find it without gradient."""
+    found, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        on = _autocast(kind)
+        dtype = torch.get_autocast_dtype(kind) if on else None
+        with torch.autocast(kind, dtype=dtype, cache_enabled=False) if on else contextlib.nullcontext():
+            yield
+    finally:
+        parametrize._cache_enabled = found
 
 
 def in_vmap() -> bool:
@@ -80,15 +101,13 @@ class FixedMap:
         self.layer, self.device, self.kind = layer, x.device, x.device.type
         self.random = getattr(layer, "draws", getattr(layer, "training", True))
         self.state: RandomState | None = None
-        self.autocast = torch.is_grad_enabled() and not functional() and _autocast(self.kind)
+        self.caches = torch.is_grad_enabled() and not functional() and _caches(self.kind)
 
     def __call__(self, y: Tensor) -> Tensor:
         evaluate = self._replayed if self.random else self.layer
-        if not self.autocast or torch.is_grad_enabled():
+        if not self.caches or torch.is_grad_enabled():
             return evaluate(y)
-        # A weight cast under no_grad must not stay in autocast's cache: a tracked evaluation would find it there,
-        # without its gradient.
-        with torch.autocast(self.kind, dtype=torch.get_autocast_dtype(self.kind), cache_enabled=False):
+        with _without_caches(self.kind):
             return evaluate(y)
 
     def _replayed(self, y: Tensor) -> Tensor:
@@ -189,6 +208,11 @@ def product_of(Fy: Any, y: Any, u: Tensor, **options) -> Tensor:
         return torch.autograd.grad(Fy, y, u, materialize_grads=True, **options)[0]
 
 
+def nowhere(u: Tensor) -> Tensor:
+    """(dF/dy)^T u of an F that does not depend on y, as where a hook returns what it kept."""
+    return torch.zeros_like(u)
+
+
 def with_pullback(F: FixedMap, y: Tensor, keep: bool = False) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """F(y) and u -> (dF/dy)^T u, under no_grad and inference_mode too; differentiable in grad mode, unless `keep`."""
     if functional():
@@ -197,6 +221,8 @@ def with_pullback(F: FixedMap, y: Tensor, keep: bool = False) -> tuple[Tensor, C
     if torch.is_grad_enabled():
         y = y if y.requires_grad else y.detach().requires_grad_()
         Fy = F(y)
+        if not Fy.requires_grad:
+            return Fy, nowhere
         return Fy, lambda u: product_of(Fy, y, u, create_graph=not keep, retain_graph=True)
     inference = torch.is_inference_mode_enabled()
     hidden = saved_tensors_hooks(lambda t: t.data, lambda t: t)  # from a checkpoint: the graph lives in here alone
@@ -208,4 +234,4 @@ def with_pullback(F: FixedMap, y: Tensor, keep: bool = False) -> tuple[Tensor, C
         with torch.inference_mode(False):
             return product_of(Fleaf, leaf, u.clone() if inference else u)
 
-    return Fleaf.detach(), product
+    return Fleaf.detach(), product if Fleaf.requires_grad else nowhere

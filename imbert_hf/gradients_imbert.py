@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from .evaluations_imbert import FixedMap, Held, functional, in_vmap, product_of, with_pullback
+from .evaluations_imbert import FixedMap, Held, functional, in_vmap, nowhere, product_of, with_pullback
 from .solvers_imbert import Anderson, Relation, Solution, Solver, iterate, require, solve, solve_to
 
 
@@ -111,7 +111,9 @@ class Implicit:
                 Fy = F(leaf)
             held.release()
             reported = [weakref.ref(t) for t in getattr(F.layer, "reported", ())]
-            products = partial(_by_graph, get_gradient_edge(Fy), get_gradient_edge(leaf), held, reported)
+            products = lambda: nowhere  # noqa: E731
+            if Fy.requires_grad:
+                products = partial(_by_graph, get_gradient_edge(Fy), get_gradient_edge(leaf), held, reported)
 
         def cotangents(v):
             # An overflow shows as in any backward pass: loss scaling of float16 relies on it.
@@ -153,6 +155,10 @@ class _HandedOnce(_Handed):
             found = ctx.cotangents(v)
         # Not once_differentiable, whose refusal hangs on no input: autograd.grad and torch.func would pass it by.
         return None, None, *(_Twice.apply(t, v) if torch.is_grad_enabled() else t for t in found)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise RuntimeError("The gradient mode 'implicit' has no forward mode; 'unrolled' and 'one_step' have.")
 
 
 class _Twice(torch.autograd.Function):

@@ -27,7 +27,7 @@ def may_draw(modules: Iterable[nn.Module]) -> bool:
 class LayerMap:
     """h -> F(h), the plain layer under one forward's mask and arguments; what implicit_step calls the layer."""
 
-    weights: Tensor | None = None  # of attention, as the last evaluation made them
+    attended: Any = None  # what the last evaluation's attention returned, its weights last
     training = draws = twice = False
 
     def __init__(self, layer: Any, args: tuple, kwargs: dict, im_pass: Pass):
@@ -68,7 +68,7 @@ class LayerMap:
 
     @property
     def reported(self) -> list[Tensor]:
-        return [] if self.weights is None else [self.weights]
+        return [] if self.attended is None else [self.attended[-1]]
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         if not self.twice:
@@ -82,11 +82,11 @@ class ImplicitSelfAttention:
 
     def forward(self, hidden_states: Any, *args: Any, im_map: Any = None, im_report: Any = None, **kwargs) -> Any:
         if im_report is not None:
-            return hidden_states, im_report
+            return im_report
         output, weights = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         if im_map is None or weights is None:
             return output, weights
-        im_map.weights = weights
+        im_map.attended = output, weights
         return output, None
 
 
@@ -146,15 +146,15 @@ class ImplicitLayer:
 
     def _step(self, F: LayerMap, x: Tensor, im_pass: Pass, track_guess: bool) -> tuple[Tensor, Any]:
         solution = im_pass.step(F, x, self.training, track_guess)
-        if F.weights is not None and im_pass.records:  # before the statistics evaluate the layer once more
-            weights = F.weights if solution.value.requires_grad else F.weights.detach()
-            # The copy leaves the scope of torch.func, where it may come from.
-            self.report_attention(F, x, weights.clone() if functional() else weights)
+        if F.attended is not None and im_pass.records:  # before the statistics evaluate the layer once more
+            attended = F.attended if solution.value.requires_grad else tuple(t.detach() for t in F.attended)
+            # The copies leave the scope of torch.func, where they may come from.
+            self.report_attention(F, x, tuple(t.clone() for t in attended) if functional() else attended)
         im_pass.add(solution)
         return solution.value, solution.guess
 
-    def report_attention(self, F: LayerMap, x: Tensor, weights: Tensor) -> None:
-        self.im_attention(x, im_report=weights)
+    def report_attention(self, F: LayerMap, x: Tensor, attended: tuple[Tensor, ...]) -> None:
+        self.im_attention(x, im_report=attended)
 
 
 class ImplicitEncoder:

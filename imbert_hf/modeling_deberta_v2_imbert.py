@@ -36,13 +36,13 @@ class IMDebertaV2Layer(ImplicitLayer, family.DebertaV2Layer):
     def _plain(self, h: Tensor, *args, im_map: Any = None, attentions: Any = None, **kwargs) -> Tensor:
         y, weights = family.DebertaV2Layer.forward(self, h, *args, **kwargs)
         if im_map is not None:
-            im_map.weights = weights
+            im_map.attended = None if weights is None else (weights,)
         elif attentions is not None:
             attentions.append(weights)
         return y
 
-    def report_attention(self, F: LayerMap, x: Tensor, weights: Tensor) -> None:
-        F.kwargs["attentions"].append(weights)
+    def report_attention(self, F: LayerMap, x: Tensor, attended: tuple[Tensor, ...]) -> None:
+        F.kwargs["attentions"].append(attended[-1])
 
     @staticmethod
     def own_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:

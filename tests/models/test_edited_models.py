@@ -3,13 +3,16 @@
 Each against what a fresh forward, or a save and a load, says.
 """
 
+import contextlib
 from functools import partial
 
 import pytest
 import torch
-from families import pair_of
-from tiny import NO_DROPOUT, SOLVERS, TINY, imbert_model, lively
+from families import FAMILIES, pair_of
+from families import model_of as model_of_family
+from tiny import NO_DROPOUT, PAIRS, SOLVERS, TINY, imbert_model, lively
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import (
     BertConfig,
     BertModel,
@@ -21,6 +24,7 @@ from imbert_hf import (
     IMBertForSequenceClassification,
     IMBertModel,
 )
+from imbert_hf.evaluation.data.loading import layers_of
 
 
 def model_of(layers=4, **kwargs):
@@ -229,3 +233,61 @@ def test_a_layer_that_is_skipped_is_no_fault(batch):
     layer = model.bert.encoder.layer[-1]
     layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
     assert model(**batch).logits.isfinite().all()
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.1))
+
+    def forward(self, weight):
+        return weight * self.scale
+
+
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_cached_parametrizations_have_their_gradient(solver, gradient, batch):
+    """What an evaluation under no_grad puts into the cache would have none, and a tracked one would take it."""
+    found = []
+    for within in (contextlib.nullcontext, parametrize.cached):
+        model = model_of(2, im_solver=solver, im_gradient=gradient).double()
+        for layer in model.bert.encoder.layer:
+            parametrize.register_parametrization(layer.output.dense, "weight", Scaled().double())
+        with within():
+            model(**batch).logits.square().sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    assert len(found[0]) > 30
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_a_layer_whose_output_a_hook_replaces_has_the_gradient_of_what_is_left(solver, gradient, batch):
+    """F is a constant K, as in activation patching: y = (x + K) / 2, and what made F gets no gradient."""
+    model = model_of(2, im_solver=solver, im_gradient=gradient, im_learning_rate=0.25)
+    layer, K = model.bert.encoder.layer[-1], torch.randn(*batch["input_ids"].shape, 32)
+    layer.output.register_forward_hook(lambda module, args, output: K)
+    states = model.bert(**batch, output_hidden_states=True).hidden_states
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(states[-1][real], (states[-2] + K)[real] / 2)
+    v = torch.linspace(-1, 1, 32)
+    (dx,) = torch.autograd.grad(states[-1], states[-2], v * real[..., None])
+    torch.testing.assert_close(dx, v / 2 * real[..., None])
+    model(**batch).logits.sum().backward()
+    assert all(p.grad is None for p in layer.parameters())
+    for no_graph in (torch.no_grad, torch.inference_mode):
+        with no_graph():
+            torch.testing.assert_close(model.bert(**batch).last_hidden_state[real], states[-1][real])
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "DebertaV2"])
+def test_a_hook_on_attention_sees_no_other_output_where_weights_are_asked_for(family, batch):
+    """One call more, which transformers records: what it returns is what the last evaluation returned."""
+    model = model_of_family(f"IM{family}Model", im_layers=[-1], attn_implementation="eager")
+    seen = []
+    layers_of(model)[-1].im_attention.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    with torch.no_grad():
+        model(**batch)
+        plain = list(seen)
+        seen.clear()
+        model(**batch, output_attentions=True)
+    assert len(seen) == len(plain) + 1
+    torch.testing.assert_close(seen, [*plain, plain[-1]], rtol=0, atol=0)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from test_edited_models import model_of
-from tiny import PAIRS, SOLVERS
+from tiny import PAIRS, SOLVERS, imbert_model
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
 
@@ -121,3 +122,28 @@ def test_a_trace_makes_every_step(solver, tolerance, batch):
         for other in (easy, batch["input_ids"]):
             expected = model(other, batch["attention_mask"])[0]
             torch.testing.assert_close(traced(other, batch["attention_mask"])[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+def test_forward_mode_is_the_derivative_or_refused(solver, gradient):
+    """By torch.autograd.forward_ad. Where no graph is recorded every mode runs the same iterations."""
+    model = imbert_model(im_layers=[-1], im_solver=solver, im_gradient=gradient, attn_implementation="eager").double()
+    x, t = torch.randn(2, 2, 6, 32, dtype=torch.float64)
+
+    def f(x):
+        return model(inputs_embeds=x).logits
+
+    def tangent():
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(f(forward_ad.make_dual(x, t))).tangent
+
+    with torch.no_grad():
+        expected = (f(x + 1e-5 * t) - f(x - 1e-5 * t)) / 2e-5
+        torch.testing.assert_close(tangent(), expected, rtol=1e-6, atol=1e-8)
+    if gradient == "implicit":
+        with pytest.raises(RuntimeError, match="'implicit' has no forward mode; 'unrolled' and 'one_step' have"):
+            tangent()
+    elif gradient == "unrolled":
+        torch.testing.assert_close(tangent(), expected, rtol=1e-6, atol=1e-8)
+    else:
+        torch.testing.assert_close(tangent(), torch.func.jvp(f, (x,), (t,))[1])

@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 from families import FAMILIES, OTHERS, model_of
-from tiny import NO_DROPOUT, PAIRS, SOLVERS, bert_config, imbert_config, lively
+from tiny import NO_DROPOUT, PAIRS, SOLVERS, bert_config, imbert_config, imbert_model, lively
+from torch import nn
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounter
 from transformers import BertForSequenceClassification
@@ -120,6 +121,22 @@ def test_training_compiled_to_machine_code(batch):
 def test_training_with_dropout_breaks_the_graph_and_has_the_same_gradients(solver, batch):
     model = model_with(im_solver=solver, im_learning_rate=0.02)
     assert_same(*trained(model, compiled(model), batch))
+
+
+def test_noise_that_says_so_by_an_attribute_p_is_one_draw_a_solve(batch):
+    """As the limits tell authors of such modules: a compiler cannot see what draws."""
+
+    class Noise(nn.Module):
+        p = 0.3
+
+        def forward(self, h):
+            return h + self.p * torch.randn_like(h)
+
+    model = imbert_model(im_layers=[-1], im_iterations=40, im_step_size=0.3, **NO_DROPOUT).train()
+    output = model.bert.encoder.layer[-1].output
+    output.dense = nn.Sequential(output.dense, Noise())
+    for forward in (model, compiled(model)):
+        assert forward(**batch, output_im_statistics=True).im_residuals[0].max() < 1e-5
 
 
 @pytest.mark.parametrize("dropout", [False, True])
