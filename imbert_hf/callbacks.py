@@ -1,7 +1,6 @@
 """Trainer callbacks: how well the layers solve their relation, and theta as a schedule."""
 
 import inspect
-from collections import Counter
 from typing import Any
 
 import torch
@@ -9,23 +8,24 @@ from torch import nn
 from transformers import TrainerCallback
 
 
-def implicit_models(model: nn.Module | None) -> list[Any]:
-    """The modules in `model`, itself among them, that can be asked for statistics: ours, and what hands on keywords."""
-    ours: list[Any] = []
-    wrappers: list[Any] = []
-    for module in () if model is None else model.modules():
-        if hasattr(getattr(module, "config", None), "im_tolerance"):
-            takes = inspect.signature(type(module).forward).parameters  # a user's own forward may take neither
-            if "output_im_statistics" in takes:
-                ours.append(module)
-            elif any(one.kind is one.VAR_KEYWORD for one in takes.values()):
-                wrappers.append(module)
-    return [*ours, *(module for module in wrappers if any(part in ours for part in module.modules()))]
+def has_field(module: Any, name: str) -> bool:
+    return hasattr(getattr(module, "config", None), name)
 
 
-def _which(module: Any) -> tuple[type, int]:
-    """The same for all of a module's copies in one forward, such as DataParallel's."""
-    return type(module), id(module.config)
+def measurable(module: nn.Module | None) -> list[Any]:
+    """The outermost modules in `module`, itself or what it wraps, whose forwards can be asked for statistics.
+
+    These are models of ours, and what hands keywords on to one.
+    """
+    if module is None:
+        return []
+    if has_field(module, "im_tolerance"):
+        takes = inspect.signature(type(module).forward).parameters  # a user's own forward may take neither
+        hands_on = any(takes[name].kind is takes[name].VAR_KEYWORD for name in takes)
+        ours = any(hasattr(type(part), "implicit_classes") for part in module.modules())
+        if "output_im_statistics" in takes or (hands_on and ours):
+            return [module]
+    return [found for child in module.children() for found in measurable(child)]
 
 
 class IMBertStatisticsCallback(TrainerCallback):
@@ -47,67 +47,60 @@ class IMBertStatisticsCallback(TrainerCallback):
     trainer.callback_handler.callbacks.insert(0, IMBertStatisticsCallback()).
 
     Args:
-        every: measure one training forward in this many, the first included.
+        every: measure one training forward of the Trainer in this many, the first included.
 
     Example:
         >>> from imbert_hf import IMBertStatisticsCallback
         >>> callbacks = [IMBertStatisticsCallback(every=10)]  # Trainer(..., callbacks=callbacks)
     """
 
-    _models: list[Any]  # that are measured; none but in training
-    _hooks: list[Any]
-    _forwards: Counter  # of each model
-    _tuples: dict[Any, bool]  # whether its caller wants no dict
-    _residuals: list[torch.Tensor]
-    _losses: list[torch.Tensor]
-
     def __init__(self, every: int = 10):
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be an integer >= 1, got {every!r}.")
         self.every = every
-        self._clear()
-
-    def _clear(self):
-        vars(self).update(self._idle())
-
-    @staticmethod
-    def _idle() -> dict[str, Any]:
-        return {"_models": [], "_hooks": [], "_forwards": Counter(), "_tuples": {}, "_residuals": [], "_losses": []}
+        self._models: list[Any] = []  # that are measured; none but in training
+        self._hooks: list[Any] = []
+        self._forwards = 0
+        self._asks = False  # whether the next forward is measured
+        self._residuals: list[torch.Tensor] = []
+        self._losses: list[torch.Tensor] = []
 
     def __getstate__(self):
         # A copy of a model in training has its hooks, and with them a copy of this that does nothing.
-        return vars(self) | self._idle()
+        return vars(self) | {"_models": [], "_hooks": [], "_asks": False, "_residuals": [], "_losses": []}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.on_train_end(args, state, control)  # of one that was broken off
-        self._models = implicit_models(model)
+        self._models, self._forwards, self._asks, self._residuals, self._losses = measurable(model), 0, True, [], []
         for module in self._models:
             self._hooks += [
                 module.register_forward_pre_hook(self._ask, with_kwargs=True),
-                module.register_forward_hook(self._collect),
+                module.register_forward_hook(self._collect, with_kwargs=True),
             ]
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        # Not in the hooks: a compiler would see another number each time, and copies of a model count each for itself.
+        self._asks = self._forwards % self.every == 0
+        self._forwards += 1
+
+    on_substep_end = on_step_begin  # where gradients are accumulated, before every other forward of a step
+
     def _ask(self, module, args, kwargs):
-        if not (module.training and self._models):
-            return None
-        which = _which(module)
-        self._forwards[which] += 1
-        if (self._forwards[which] - 1) % self.every:
+        if not (module.training and self._asks) or kwargs.get("output_im_statistics"):
             return None
         wanted = kwargs.get("return_dict")
-        self._tuples[which] = not (getattr(module.config, "return_dict", True) if wanted is None else wanted)
-        return args, {**kwargs, "output_im_statistics": True, "return_dict": True}
+        wanted = getattr(module.config, "return_dict", True) if wanted is None else wanted
+        # An int is true for the model, and tells `_collect` that its caller wants a tuple.
+        return args, {**kwargs, "output_im_statistics": True, "return_dict": True if wanted else 1}
 
-    def _collect(self, module, args, outputs):
-        residuals, loss = getattr(outputs, "im_residuals", None), getattr(outputs, "im_consistency_loss", None)
-        if not (module.training and self._models and residuals):
+    def _collect(self, module, args, kwargs, outputs):
+        residuals = getattr(outputs, "im_residuals", None)
+        if not (module.training and self._asks and residuals):
             return None
-        # A model hands on what the one within it has told already.
-        if not any(residuals[0] is told for told in self._residuals):
-            self._residuals += residuals  # whose devices differ where layers' do
-        if loss is not None and not any(loss.data_ptr() == told.data_ptr() for told in self._losses):
-            self._losses.append(loss.detach())
-        if not self._tuples.get(_which(module)):
+        self._residuals += residuals  # whose devices differ where layers' do
+        loss = getattr(outputs, "im_consistency_loss", None)
+        self._losses += [] if loss is None else [loss.detach()]
+        if type(kwargs.get("return_dict")) is not int:
             return None
         return tuple(outputs[name] for name in outputs if name not in ("im_residuals", "im_iterations_used"))
 
@@ -129,7 +122,7 @@ class IMBertStatisticsCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         for hook in self._hooks:
             hook.remove()
-        self._clear()
+        self._models, self._hooks, self._asks = [], [], False
 
 
 class ThetaScheduleCallback(TrainerCallback):
@@ -168,12 +161,12 @@ class ThetaScheduleCallback(TrainerCallback):
         return max(1, round(self.fraction * state.max_steps))
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        models = implicit_models(model)
-        if not models:
+        configs = [module.config for module in model.modules() if has_field(module, "im_theta")]
+        if not configs:
             raise ValueError(f"ThetaScheduleCallback needs a model with im_theta, got {type(model).__name__}.")
         share = min(1.0, state.global_step / self._steps(state))
-        for one in models:
-            one.config.im_theta = self.start * (1 - share) + self.end * share
+        for config in configs:
+            config.im_theta = self.start * (1 - share) + self.end * share
 
     def on_step_end(self, args, state, control, **kwargs):
         self.on_train_begin(args, state, control, **kwargs)  # before the evaluation and the checkpoint of this step

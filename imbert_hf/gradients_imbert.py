@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
 
 from .evaluations_imbert import FixedMap, Held, functional, in_vmap, nowhere, product_of, with_pullback
@@ -96,6 +97,8 @@ class Implicit:
         require(ok, "solver must be FixedPoint or Anderson for the adjoint relation", self.solver)
 
     def solve(self, problem):
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+            raise RuntimeError("The gradient mode 'implicit' has no forward mode; 'unrolled' and 'one_step' have.")
         with torch.no_grad():
             solution = problem.solve()
         relation, F, value = problem.relation, problem.F, solution.value
@@ -111,9 +114,8 @@ class Implicit:
                 Fy = F(leaf)
             held.release()
             reported = [weakref.ref(t) for t in getattr(F.layer, "reported", ())]
-            products = lambda: nowhere  # noqa: E731
-            if Fy.requires_grad:
-                products = partial(_by_graph, get_gradient_edge(Fy), get_gradient_edge(leaf), held, reported)
+            edges = (get_gradient_edge(Fy), get_gradient_edge(leaf)) if Fy.requires_grad else ()
+            products = partial(_by_graph, *edges, held, reported) if edges else lambda: nowhere
 
         def cotangents(v):
             # An overflow shows as in any backward pass: loss scaling of float16 relies on it.
@@ -155,10 +157,6 @@ class _HandedOnce(_Handed):
             found = ctx.cotangents(v)
         # Not once_differentiable, whose refusal hangs on no input: autograd.grad and torch.func would pass it by.
         return None, None, *(_Twice.apply(t, v) if torch.is_grad_enabled() else t for t in found)
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        raise RuntimeError("The gradient mode 'implicit' has no forward mode; 'unrolled' and 'one_step' have.")
 
 
 class _Twice(torch.autograd.Function):

@@ -35,8 +35,10 @@ def join() -> None:
         late.daemon = True
         late.start()
         # Of what they tell each other nothing lies on a device. They may work apart for long.
-        _state = PartialState(cpu=True, timeout=timedelta(days=7))
-        late.cancel()
+        try:
+            _state = PartialState(cpu=True, timeout=timedelta(days=7))
+        finally:
+            late.cancel()
         atexit.register(_state.destroy_process_group)  # gloo's threads can abort an interpreter that ends before them
         if torch.accelerator.is_available():
             torch.accelerator.set_device_index(_state.local_process_index % torch.accelerator.device_count())

@@ -167,14 +167,21 @@ except Exception:
 
 def test_a_process_that_waits_for_others_says_so():
     """As where a launcher's variables were left in a shell."""
-    code = "from imbert_hf.evaluation import processes; processes.PATIENCE = 0.5; processes.join()"
+    code = """
+import os, sys
+from imbert_hf.evaluation import processes
+class Said:
+    def write(self, text):
+        os.write(2, text.encode())
+        os._exit(7)
+sys.stderr, processes.PATIENCE = Said(), 0.5
+processes.join()
+"""
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "RANK": "0"}
-    words = [sys.executable, "-c", code]
-    child = subprocess.Popen(words, env=os.environ | environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    said = child.stderr.readline()
-    child.kill()
-    child.communicate()
-    assert said == "imbert-eval: waits for 2 processes, as WORLD_SIZE says; without RANK it works alone.\n"
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    child = subprocess.run(words, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "imbert-eval: waits for 2 processes, as WORLD_SIZE says; without RANK it works alone." in child.stderr
+    assert child.returncode == 7
 
 
 def test_a_process_alone_shares_with_nobody():

@@ -81,7 +81,7 @@ def test_layers_may_be_on_several_devices():
 
     callback, model = IMBertStatisticsCallback(every=1), IMBertForSequenceClassification(imbert_config()).train()
     callback.on_train_begin(None, None, None, model=model)
-    callback._collect(model, (), Outputs)
+    callback._collect(model, (), {}, Outputs)
     assert [r.device.type for r in callback._residuals] == ["cpu", "meta"]
 
 
@@ -114,7 +114,14 @@ class HandsOn(IMBertForSequenceClassification):
         return super().forward(input_ids, labels=labels, **kwargs)
 
 
-@pytest.mark.parametrize("kind", [Wrapped, OwnForward, HandsOn])
+class OwnBase(IMBertModel):
+    def forward(self, input_ids, labels=None, **kwargs):
+        outputs = super().forward(input_ids, **kwargs)
+        outputs["loss"] = outputs.pooler_output.square().mean()
+        return outputs
+
+
+@pytest.mark.parametrize("kind", [Wrapped, OwnForward, HandsOn, OwnBase])
 def test_models_with_forwards_of_their_own_are_measured(kind, tmp_path):
     model = kind() if kind is Wrapped else kind(imbert_config())
     trainer = train(model, tmp_path, [IMBertStatisticsCallback(every=1), ThetaScheduleCallback(0.5, 0.5)])
@@ -132,15 +139,19 @@ def test_a_tuple_that_was_asked_for_has_what_it_has_without_the_callback(batch):
     callback.on_train_begin(None, None, None, model=model)
     torch.testing.assert_close(model(**batch, return_dict=False), expected)
     assert len(callback._residuals) == 3  # layers
+    asked = {"return_dict": False, "output_im_statistics": True}
+    assert len(model(**batch, **asked)) == len(expected) + 2
+    callback._asks = False
+    assert model(**batch, output_im_statistics=True).im_residuals is not None
 
 
-def test_every_forward_is_counted_once(batch):
-    """Head and base are both asked, and tell the same."""
+def test_one_forward_in_so_many_is_measured_accumulated_ones_too(batch):
     model = IMBertForSequenceClassification(imbert_config(im_consistency=0.5)).train()
     callback = IMBertStatisticsCallback(every=3)
     callback.on_train_begin(None, None, None, model=model)
     counts = []
-    for _ in range(7):
+    for k in range(7):
+        (callback.on_substep_end if k % 2 else callback.on_step_begin)(None, None, None)
         model(**batch, labels=torch.tensor([0, 1, 1]))
         counts.append((len(callback._residuals), len(callback._losses)))
     assert counts == [(3, 1)] * 3 + [(6, 2)] * 3 + [(9, 3)]

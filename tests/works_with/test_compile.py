@@ -13,7 +13,7 @@ from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounter
 from transformers import BertForSequenceClassification
 
-from imbert_hf import IMBertForSequenceClassification
+from imbert_hf import IMBertForSequenceClassification, IMBertStatisticsCallback
 
 
 # Torch's own tracing warns of how autograd functions are made, and of .grad where it breaks the graph.
@@ -271,3 +271,16 @@ def test_theta_changes_while_compiled(gradient, batch):
             loss.backward()
             found.append({"loss": loss.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()})
         assert_same(*found)
+
+
+def test_with_the_callback_a_model_is_compiled_twice_measured_and_not(batch):
+    model = imbert_model(num_hidden_layers=1, im_layers=[0], **NO_DROPOUT).train()
+    callback, counter, frames = IMBertStatisticsCallback(every=2), CompileCounter(), []
+    forward = compiled(model, counter)
+    callback.on_train_begin(None, None, None, model=model)
+    for _ in range(6):
+        callback.on_step_begin(None, None, None)
+        forward(**batch)
+        frames.append(counter.frame_count)
+    assert frames == [frames[0], *[frames[1]] * 5]
+    assert len(callback._residuals) == 3
