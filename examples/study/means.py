@@ -13,10 +13,10 @@ from study.tables import NOT_RUN, Differences, Table, difference, over_first
 
 MEASURES = ("clean", "noise", "worst", "embedding", "query", "AdvGLUE", "AdvGLUE test")
 NOTE = (
-    "Means over {tasks}, of weight one each. A task's mean is over all seeds of a model, whose numbers stand in that "
-    "order. A difference is over the seeds that both have, two or more of every task. Brackets hold the fewest. The "
-    "parts are {parts}."
+    "Means over {tasks}, of weight one each. {means}A difference is over the seeds that both have, two or more of each "
+    "task. Brackets hold the fewest. The parts are {parts}."
 )
+MEANS = "A task's mean is over all seeds of a model, whose numbers stand in that order. "
 
 
 def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
@@ -45,7 +45,8 @@ def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
     if not compared:
         return None
     measures = [m for m in MEASURES if all(cell.rows("test", m) for cells in measured.values() for cell in cells)]
-    columns, lines = ("", "seeds", *measures, "official"), []
+    columns = ("", "seeds", *measures, "official")
+    lines = []
     if not given:
         for model, cells in models.items():
             lines.append(dict.fromkeys(columns, NOT_RUN) | means(cells, measures if model in measured else ()))
@@ -56,7 +57,8 @@ def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
             pairs = [cell.over(first, "test", measure) for cell, first in zip(models[model], models[base], strict=True)]
             if all(len(of_task) > 1 for of_task in pairs):
                 apart.setdefault(measure, {})[model] = difference(*pairs)
-    note = NOTE.format(tasks=", ".join(task for _, task in names), parts=", ".join(f"`{part}`" for part in parts))
+    told = {"tasks": ", ".join(task for _, task in names), "parts": ", ".join(f"`{part}`" for part in parts)}
+    note = NOTE.format(**told, means="" if given else MEANS)
     return Table(score, note, firsts, lines, apart, over, plan["scores"][score].get("picture", PICTURES[0]))
 
 

@@ -64,7 +64,8 @@ def said(table: Table) -> Iterator[str]:
             if (measures := [m for m, s in signs.items() if s == sign])
         ]
         if of_model:
-            yield f"`{model}`: {', '.join(words) or 'nothing resolved'}."
+            over = f" over `{table.over[model]}`" * (len(table.bases) > 1)
+            yield f"`{model}`{over}: {', '.join(words) or 'nothing resolved'}."
 
 
 def summary_lines(table: Table) -> list[Line]:

@@ -86,8 +86,8 @@ def layers_picture(table: Table) -> Figure:
     for ax in axes:
         ax.set_xlabel("layer, from the end")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside right center", fontsize="x-small", handlelength=3)
+    shown = max((ax.get_legend_handles_labels() for ax in axes), key=lambda found: len(found[1]))
+    figure.legend(*shown, loc="outside right center", fontsize="x-small", handlelength=3)
     figure.suptitle(table.title, fontsize="medium")
     return figure
 

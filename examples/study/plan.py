@@ -165,10 +165,9 @@ def check_scores(plan: dict[str, Any]) -> None:
             raise ValueError(f"score {score!r} must hold parts, a list of {', '.join(plan['parts'])}, got {chosen!r}.")
         if odd := [name for name in what if name not in OF_SCORE]:
             raise ValueError(f"score {score!r} may hold {', '.join(OF_SCORE)}, got {odd[0]!r}.")
-        over = what.get("over", {"": ""})
-        named = isinstance(over, dict) and over and all(isinstance(one, str) for one in over.values())
-        if not named or {"models", "over"} <= set(what):
-            raise ValueError(f"over of score {score!r} must hold models by model, in place of models, got {over!r}.")
+        if "over" in what and ("models" in what or not is_over(what["over"])):
+            got = what["over"]
+            raise ValueError(f"over of score {score!r} must hold models by model, in place of models, got {got!r}.")
         check_picture(f"score {score!r}", what)
         parts = [plan["parts"][one] for one in chosen]
         tasks, models = [task for part in parts for task in part["tasks"]], models_of_score(plan, score)
@@ -178,6 +177,12 @@ def check_scores(plan: dict[str, Any]) -> None:
             if "test" not in part["stages"] or not set(models) <= set(part["models"]):
                 need = f"the stage test, and the models {', '.join(models)}"
                 raise ValueError(f"{one!r} of score {score!r} must have {need}.")
+
+
+def is_over(found: Any) -> bool:
+    """Whether it names models, and another for each."""
+    pairs = found.items() if isinstance(found, dict) else ()
+    return bool(pairs) and all(isinstance(a, str) and isinstance(b, str) and a != b for a, b in pairs)
 
 
 def check_picture(whose: str, what: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ Rendered by
 from the plan in [{{plan_name}}]({{plan}}). [README.md](README.md) has the tables that answer its question.
 
 - Accuracies are in percent: the mean over seeds ± the standard deviation over seeds.
-- Differences to the first row are in points, over the seeds that both were run with.
+- Differences to the first row, or to the model that a row names, are in points, over the seeds that both were run with.
 - Their 95 % intervals are over rows and seeds: a paired bootstrap, widened to Student's t over the seeds.
 - **Bold** is a difference whose interval excludes 0, of more than one seed. No correction is made for how many
   comparisons one reads.

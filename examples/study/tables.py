@@ -1,4 +1,4 @@
-"""Tables and pictures of a study's cells; report.py puts them together."""
+"""Tables of a study's cells; report.py puts them together, with the pictures of pictures.py."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -50,7 +50,7 @@ class Table:
     lines: list[Line]
     apart: Differences
     over: dict[str, str]
-    kind: str = "differences"
+    kind: str = PICTURES[0]
 
     @property
     def drawn(self) -> bool:
@@ -70,7 +70,7 @@ class Table:
         return "the model that each line names" if len(self.bases) > 1 else self.cells[0].model
 
 
-def part_table(title: str, note: str, cells: list[Cell], stage: str, kind: str = PICTURES[0]) -> Table:
+def part_table(title: str, note: str, cells: list[Cell], stage: str, kind: str) -> Table:
     lines = [accuracies(cell, stage) for cell in cells]
     frequent = most_frequent(cells, stage)
     lines += [dict.fromkeys(lines[0], "") | frequent] * bool(frequent)

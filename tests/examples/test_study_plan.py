@@ -86,6 +86,8 @@ def test_the_plan_in_the_tree_does_not_depend_on_the_default_of_im_layers(study)
                 ("over: [a]", "in place of models, got ['a']"),
                 ("over: {}", "in place of models, got {}"),
                 ("over: {b: [a]}", "in place of models, got {'b': ['a']}"),
+                ("over: {1: a}", "in place of models, got {1: 'a'}"),
+                ("over: {a: a}", "in place of models, got {'a': 'a'}"),
                 ("over: {b: a}, models: [a]", "in place of models, got {'b': 'a'}"),
             )
         ),

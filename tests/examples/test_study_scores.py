@@ -67,7 +67,7 @@ def test_failures_are_counted_and_differences_are_over_common_seeds(tables):
         tables.Cell("a", {0: kept_of("1111"), 1: kept_of("0000")}),
         tables.Cell("b", {0: kept_of("1110"), 1: {"stages": {}, "problem": "diverged"}}),
     ]
-    table = tables.part_table("title", "note", cells, "choice")
+    table = tables.part_table("title", "note", cells, "choice", "differences")
     assert "| 1 of 2, 1 failed | 75.0 " in tables.markdown(table.lines)
     assert table.apart["clean"]["b"]["difference"] == -0.25
     assert tables.difference_lines(table)[0]["clean"] == "-25.0 [-75.0, +0.0] (1)"
@@ -116,7 +116,9 @@ def test_a_picture_shows_a_defence_by_colour_and_a_connection_by_mark(pictures):
 def test_a_picture_of_differences_leaves_out_what_has_none(tables, pictures):
     """A line a model that was compared, at the place of its name; a row of panels holds three."""
     kept = {"a": kept_of("1100"), "none": None, "b": kept_of("1110")}
-    table = tables.part_table("title", "note", [tables.Cell(model, {0: one}) for model, one in kept.items()], "choice")
+    table = tables.part_table(
+        "title", "note", [tables.Cell(model, {0: one}) for model, one in kept.items()], "choice", "differences"
+    )
     figure = pictures.picture(table)
     assert [ax.get_title() for ax in figure.axes] == ["clean", "noise", "worst", "embedding"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["b"]
@@ -147,6 +149,7 @@ def test_a_picture_of_layers_has_typos_dashed_in_the_panel_of_their_measure(tabl
         "a, typos": ("--", 1.0, 2.5),
         "b, typos": ("--", 1.0, 3.0),
     }
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(shown)
     assert table.drawn
     assert not layers_table("title", "note", cells[1:2]).drawn
 
@@ -244,7 +247,10 @@ def test_a_score_over_models_of_its_own(scored):
     assert (base.base, tables.difference_lines(base)) == ("b", [line])
     assert report.shown(base) == f"{base.caption}\n\nPoints over b:\n\n{tables.markdown([line])}\n"
     page = import_module("study.page")
-    assert page.answers({"All": own}).startswith("- **All**, over the model that each line names. `b`: better in clean")
+    said = page.answers({"All": own})
+    assert said.startswith("- **All**, over the model that each line names. `b` over `a`: better in clean")
+    assert "seeds of a model" not in own.note
+    assert "seeds of a model" in one.note
     assert page.summary_lines(own) == list(lines.values())
 
 
