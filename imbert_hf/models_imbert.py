@@ -87,7 +87,7 @@ def _forward_of(plain: type) -> Any:
             return eager(self, *args, output_im_statistics=output_im_statistics, return_dict=return_dict, **kwargs)
         if im_pass is None:
             im_pass = Pass(self.config, [] if output_im_statistics else None)
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = {**dict(zip(names, args)), **kwargs} if args else kwargs  # noqa: B905 - torch 2.6 compiles no strict
         if consistency:
             im_pass.consistent = any(given.get(name) is not None for name in labels)
         base = self.base_model_prefix not in self._modules  # the model that the heads hold
