@@ -273,6 +273,7 @@ def test_theta_changes_while_compiled(gradient, batch):
         assert_same(*found)
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch 2.6 compiles again as a list grows")
 def test_with_the_callback_a_model_is_compiled_twice_measured_and_not(batch):
     model = imbert_model(num_hidden_layers=1, im_layers=[0], **NO_DROPOUT).train()
     callback, counter, frames = IMBertStatisticsCallback(every=2), CompileCounter(), []
