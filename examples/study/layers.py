@@ -25,7 +25,7 @@ from imbert_hf.evaluation.stability.layers import plain_layers
 from imbert_hf.evaluation.stability.spectrum import Map, leading_eigenvalues
 from study.plan import STRENGTH
 from study.scores import Cell
-from study.tables import Line, Table, layers_of, spread
+from study.tables import Line, Table, spread
 
 
 TYPOS = ("keyboard", "swap", "deletion")
@@ -85,7 +85,7 @@ def layers_table(title: str, note: str, cells: list[Cell]) -> Table:
     """A line a model, of the last layer."""
     lines: list[Line] = []
     for cell in cells:
-        made = layers_of(cell)
+        made = cell.of_stage("layers")
         line = {"": cell.model, "seeds": f"{len(made)} of {len(cell.kept)}"}
         for name in made[0] if made else ():
             line[name] = spread([layers[name][-1] for layers in made], 2)

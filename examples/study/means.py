@@ -50,7 +50,9 @@ def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
     if not given:
         for model, cells in models.items():
             lines.append(dict.fromkeys(columns, NOT_RUN) | means(cells, measures if model in measured else ()))
-        lines.append(dict.fromkeys(columns, "") | frequent([tests_of(cell)[0] for cell in models[firsts[0].model]]))
+        lines.append(
+            dict.fromkeys(columns, "") | frequent([cell.of_stage("test")[0] for cell in models[firsts[0].model]])
+        )
     apart: Differences = {}
     for measure in measures:
         for model, base in compared:
@@ -64,19 +66,14 @@ def score_table(plan: dict[str, Any], score: str, runs: Path) -> Table | None:
 
 def means(cells: Sequence[Cell], measures: Sequence[str]) -> dict[str, str]:
     """A model's line, with these of its means."""
-    line = {"": cells[0].model, "seeds": ", ".join(str(len(tests_of(cell))) for cell in cells)}
+    line = {"": cells[0].model, "seeds": ", ".join(str(len(cell.of_stage("test"))) for cell in cells)}
     for measure in measures:
         of_tasks = [cell.rows("test", measure).values() for cell in cells]
         line[measure] = percent(numpy.mean([rows.mean() for rows in seeds]) for seeds in of_tasks)
     if measures:
-        scores = [[official(made["advglue"]) for made in tests_of(cell)] for cell in cells]
+        scores = [[official(made["advglue"]) for made in cell.of_stage("test")] for cell in cells]
         line["official"] = percent(numpy.mean(of_task) for of_task in scores)
     return line
-
-
-def tests_of(cell: Cell) -> list[dict[str, Any]]:
-    """What is kept of the stage "test", seed by seed."""
-    return [kept["stages"]["test"] for kept in cell.kept.values() if kept is not None and "test" in kept["stages"]]
 
 
 def frequent(tests: list[dict[str, Any]]) -> dict[str, str]:

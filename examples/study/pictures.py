@@ -7,7 +7,7 @@ import numpy
 from matplotlib.figure import Figure
 
 from study.scores import costs
-from study.tables import Table, layers_of
+from study.tables import Table
 
 
 ACROSS = 3  # panels, so that a page shows their words at a size that can be read
@@ -69,7 +69,7 @@ def cost_picture(table: Table) -> Figure:
 
 def layers_picture(table: Table) -> Figure:
     """A line a model over the layers, dashed under typos; the bars are standard deviations over seeds."""
-    made = {cell.model: found for cell in table.cells if (found := layers_of(cell))}
+    made = {cell.model: found for cell in table.cells if (found := cell.of_stage("layers"))}
     names = list(next(iter(made.values()))[0])
     measures = list(dict.fromkeys(name.partition(", ")[0] for name in names))
     figure, axes = panels([LAYERS[measure] for measure in measures], (3.2, 2.6), across=2)

@@ -26,6 +26,11 @@ class Cell:
                 found[seed] = scores[~numpy.isnan(scores)]
         return found
 
+    def of_stage(self, stage: str) -> list[dict[str, Any]]:
+        """What is kept of the stage, seed by seed."""
+        runs = (kept["stages"] for kept in self.kept.values() if kept is not None)
+        return [stages[stage] for stages in runs if stage in stages]
+
     def over(self, first: "Cell", stage: str, measure: str) -> numpy.ndarray:
         """(seeds, n) what each row scores more than with `first`, of the seeds that both were run with."""
         own, other = self.rows(stage, measure), first.rows(stage, measure)
@@ -74,8 +79,7 @@ def digits(text: str) -> numpy.ndarray:
 
 def costs(cell: Cell) -> dict[str, list[float]]:
     """Times of the model to plain BERT's with the same weights, of the seeds that they were taken of."""
-    of_seeds = [kept["stages"]["cost"] for kept in cell.kept.values() if kept is not None and "cost" in kept["stages"]]
-    return {f"{what} cost": [of[what]["ratio"] for of in of_seeds] for what in ("inference", "training")}
+    return {f"{what} cost": [of[what]["ratio"] for of in cell.of_stage("cost")] for what in ("inference", "training")}
 
 
 def cells_of(runs: Iterable[Run], folder: Path) -> list[Cell]:

@@ -54,7 +54,7 @@ class Table:
 
     @property
     def drawn(self) -> bool:
-        return any(map(layers_of, self.cells)) if self.kind == "layers" else bool(self.apart)
+        return any(cell.of_stage("layers") for cell in self.cells) if self.kind == "layers" else bool(self.apart)
 
     @property
     def caption(self) -> str:
@@ -137,11 +137,6 @@ def difference(*apart: numpy.ndarray) -> dict[str, Any]:
     resolved = seeds > 1 and not low <= 0 <= high
     mean = float(numpy.mean([of_set.mean() for of_set in apart]))
     return {"difference": mean, "ci95": interval, "resolved": resolved, "seeds": seeds}
-
-
-def layers_of(cell: Cell) -> list[dict[str, list[float]]]:
-    """What is kept of the stage "layers", seed by seed."""
-    return [kept["stages"]["layers"] for kept in cell.kept.values() if kept is not None and "layers" in kept["stages"]]
 
 
 def difference_lines(table: Table) -> list[Line]:
